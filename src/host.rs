@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use anyhow::{Context as _, Result, bail};
+use sha2::Digest as _;
 use std::{
     fmt, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
@@ -101,6 +102,17 @@ impl Host {
         Self { root: root.into(), exec: Box::new(exec) }
     }
 
+    /// The SHA-256 of this very program, in hexadecimal.
+    pub fn own_hash() -> Result<String> {
+        let own = fs::read("/proc/self/exe").context("reading this program")?;
+        Ok(sha2::Sha256::digest(own).iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Copy this very program to `path`, executable by all.
+    pub fn write_self(&self, path: &Path) -> Result<()> {
+        self.write(path, 0o755, &fs::read("/proc/self/exe").context("reading this program")?)
+    }
+
     /// Whether this is a running machine, rather than a directory that will become one.
     pub fn is_live(&self) -> bool {
         self.root == Path::new("/")
@@ -142,6 +154,12 @@ impl Host {
 
     pub fn exists(&self, path: &Path) -> Result<bool> {
         Ok(self.meta(path)?.is_some())
+    }
+
+    /// What the kernel's own tables call this file.
+    pub fn inode(&self, path: &Path) -> Result<Option<u64>> {
+        let meta = absent(fs::metadata(self.path(path))).with_context(|| format!("looking at {}", path.display()))?;
+        Ok(meta.map(|meta| meta.ino()))
     }
 
     /// The names in a directory, sorted; none if there is no such directory.
@@ -348,6 +366,13 @@ impl Drop for Ledger {
 
 /// Runs commands on this machine, in the C locale, so that what they answer reads the same everywhere.
 pub struct System;
+
+impl System {
+    /// A variable of our own environment: for the few that are not settings, such as NO_COLOR.
+    pub fn environment(name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
 
 impl Exec for System {
     fn exec(&self, cmd: &Cmd, say: &mut dyn FnMut(&str)) -> Result<Output> {

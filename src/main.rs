@@ -1,4 +1,28 @@
-mod host;
-mod journal;
+//! `echoes-appliance`: the headquarters of a small machine-learning team in one binary. Read `cli.rs` next, then any
+//! one command.
 
-fn main() {}
+mod cli;
+mod commands;
+mod config;
+mod host;
+mod hq;
+mod journal;
+mod patience;
+mod tls;
+mod ui;
+mod web;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let ui = cli.ui();
+    match cli.run(&ui) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            ui.error(&error);
+            ExitCode::from(error.downcast_ref::<ui::Code>().map_or(1, |code| code.0))
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! `install`: look, decide, note, do; then prove that every route answers.
+
+use super::{
+    config::Settings,
+    need_root, this_machine,
+};
+use crate::{
+    config::{self, Setting},
+    host::{Host, System},
+    hq::{
+        plan::{Done, Sweep, Take, converge},
+        probe,
+        receipt::{Book, Entry},
+        resource::{Resource, hash, missing_dirs},
+        service::Service,
+        survey::Survey,
+        users,
+    },
+    ui::Ui,
+};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only this service, beside those already installed; may be given more than once
+    #[arg(long, value_enum, value_name = "SERVICE")]
+    service: Vec<Service>,
+    /// The name under which people reach the headquarters (the setting `domain`)
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Install into a directory that holds a machine's files instead of this machine
+    #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
+    root: PathBuf,
+    /// Replace this file of ours although somebody edited it; "all" for every such file
+    #[arg(long, value_name = "PATH")]
+    take: Vec<String>,
+    /// Ask nothing (install never asks; for scripts that say it anyway)
+    #[arg(long)]
+    yes: bool,
+}
+
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let _ = args.yes;
+    let host = if args.root == Path::new("/") { this_machine() } else { Host::new(args.root.canonicalize()?, System) };
+    need_root(&host)?;
+    let mut set = settings.set.clone();
+    if let Some(domain) = &args.domain {
+        set.push(Setting::new("domain", &format!("{:?}", domain))?);
+    }
+    let settings = Settings { config: settings.config.clone(), set };
+    let config = settings.read(&host)?;
+    let mut book = Book::open(&host)?;
+    let survey = Survey::new(&host, config, &args.service, &book.receipt)?;
+    survey.check_web(&host, &book.receipt)?;
+    survey.warnings.iter().for_each(|warning| ui.warn(warning));
+    remember(&host, &settings, &survey, &mut book)?;
+    let done = carry_out(&host, survey, &take(&args.take), &mut book, ui)?;
+    report(&host, &done, &settings, &book, ui)
+}
+
+/// Settings of the command line go to the settings file: the next `validate`, and the renewal at night, must see
+/// what this installation saw.
+fn remember(host: &Host, settings: &Settings, survey: &Survey, book: &mut Book) -> Result<()> {
+    let names = survey.services.iter().map(|service| service.name().to_owned()).collect();
+    if book.receipt.services != names {
+        book.note(Entry::Services { names })?;
+    }
+    if settings.set.is_empty() {
+        return Ok(());
+    }
+    let path = Path::new(config::PATH);
+    let old = host.read_text(&settings.config)?;
+    let mut text = old.clone().unwrap_or_default();
+    for setting in &settings.set {
+        text = setting.write_into(&text)?;
+    }
+    if old.as_deref() != Some(&text) {
+        let mode = host.meta(path)?.map_or(0o640, |meta| meta.mode);
+        if old.is_none() || book.receipt.files.contains_key(path) {
+            let dirs = missing_dirs(host, path)?;
+            book.note(Entry::Wrote { path: path.into(), hash: hash(text.as_bytes()), dirs })?;
+        }
+        host.write(path, mode, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn take(asked: &[String]) -> Take {
+    let all = asked.iter().any(|path| path == "all");
+    Take { all, paths: asked.iter().map(PathBuf::from).collect() }
+}
+
+/// The packages first: what nginx and Python there are decides what the rest looks like.
+fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui) -> Result<Done> {
+    let no_routes = || Ok(());
+    let packages: Vec<Resource> =
+        survey.blueprint()?.into_iter().filter(|r| matches!(r, Resource::Packages { .. })).collect();
+    let first = converge(host, &packages, book, take, Sweep::Nothing, ui, &no_routes)?;
+    let survey = if first.changes == 0 { survey } else { survey.again(host)? };
+    let wanted = survey.blueprint()?;
+    let routes = || probe::routes(host, &survey.config, &survey.services);
+    let mut done = converge(host, &wanted, book, take, Sweep::Unwanted, ui, &routes)?;
+    done.changes += first.changes;
+    Ok(done)
+}
+
+fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<u8> {
+    for stays in &done.stays {
+        ui.warn(format_args!("stays: {stays}"));
+    }
+    for path in &done.edited {
+        ui.warn(format_args!("{} was edited and is kept; --take {} replaces it", path.display(), path.display()));
+    }
+    if done.changes == 0 {
+        ui.say("nothing to change");
+        return Ok(0);
+    }
+    let config = settings.read(host)?;
+    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
+    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
+        ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
+    }
+    if let Some((user, password)) = users::show_first(host)? {
+        ui.out(format_args!("\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"));
+    }
+    ui.say("\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.");
+    Ok(0)
+}

@@ -1,0 +1,47 @@
+//! `logs SERVICE`: what it wrote to the system's journal.
+
+use crate::hq::service::Service;
+use anyhow::{Context as _, Result};
+use std::os::unix::process::CommandExt as _;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// mlflow, tensorboard, dashboard, docs; or nginx, auth, renew
+    #[arg(value_parser = unit)]
+    service: String,
+    /// Go on as more is written
+    #[arg(short, long)]
+    follow: bool,
+    /// How many lines from the end
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    lines: u32,
+    /// From when on, as journalctl reads it: "1 hour ago", "today", 2026-11-23
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+}
+
+fn unit(name: &str) -> Result<String, String> {
+    let ours = Service::ALL.into_iter().find(|service| service.name() == name).map(Service::unit);
+    let others = match name {
+        "nginx" => Some("nginx.service"),
+        "auth" => Some("echoes-auth.service"),
+        "renew" => Some("echoes-renew.service"),
+        _ => None,
+    };
+    ours.or(others.map(Into::into)).ok_or("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew".into())
+}
+
+pub fn run(args: Args) -> Result<u8> {
+    let lines = args.lines.to_string();
+    let mut rest = vec!["-u", &args.service, "-n", &lines];
+    if args.follow {
+        rest.push("-f");
+    }
+    if let Some(since) = &args.since {
+        rest.extend(["--since", since]);
+    }
+    // It takes our place: the terminal, its size, its signals and its pager are its own.
+    #[allow(clippy::disallowed_methods)]
+    let gone = std::process::Command::new("journalctl").args(rest).exec();
+    Err(gone).context("running journalctl")
+}

@@ -1,0 +1,39 @@
+//! One verb a file: its arguments, its help, its `run`.
+
+pub mod ca;
+pub mod config;
+pub mod install;
+pub mod logs;
+pub mod plan;
+pub mod renew;
+pub mod restart;
+pub mod serve;
+pub mod status;
+pub mod uninstall;
+pub mod user;
+pub mod validate;
+pub mod wait_for;
+
+use crate::{
+    host::{Host, System},
+    ui::Try as _,
+};
+use anyhow::Result;
+use std::path::Path;
+
+/// This machine.
+fn this_machine() -> Host {
+    Host::new("/", System)
+}
+
+/// Most verbs change the machine, or read what only root may.
+fn need_root(host: &Host) -> Result<()> {
+    let refused = || anyhow::bail!("only root may do this");
+    if host.is_live() && !nix::unistd::geteuid().is_root() { refused().or_try("sudo echoes-appliance …") } else { Ok(()) }
+}
+
+/// Whether install has been here.
+fn need_installed(host: &Host) -> Result<()> {
+    let missing = || anyhow::bail!("there is no headquarters on this machine");
+    if host.exists(Path::new(crate::hq::receipt::PATH))? { Ok(()) } else { missing().or_try("sudo echoes-appliance install") }
+}

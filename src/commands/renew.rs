@@ -1,0 +1,43 @@
+//! `renew`: the certificate rows of the blueprint alone.
+
+use super::{config::Settings, need_installed, need_root, this_machine};
+use crate::{
+    hq::{
+        nginx,
+        plan::{Sweep, Take, converge},
+        probe,
+        receipt::Book,
+        resource::Resource,
+        survey::Survey,
+    },
+    ui::Ui,
+};
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    need_installed(&host)?;
+    let mut book = Book::open(&host)?;
+    let survey = Survey::new(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
+    let mut wanted = survey.blueprint()?;
+    wanted.retain(|resource| match resource {
+        Resource::Certificate { .. } => true,
+        Resource::Unit(unit) => unit.name == nginx::UNIT,
+        _ => false,
+    });
+    let routes = || probe::routes(&host, &survey.config, &survey.services);
+    let done = converge(&host, &wanted, &mut book, &Take::default(), Sweep::Nothing, ui, &routes)?;
+    if done.changes == 0 {
+        ui.say("no certificate is due");
+    }
+    Ok(0)
+}
+
+fn installed(book: &Book) -> Vec<crate::hq::service::Service> {
+    let all = crate::hq::service::Service::ALL.into_iter();
+    all.filter(|service| book.receipt.services.contains(service.name())).collect()
+}

@@ -1,0 +1,50 @@
+//! `uninstall`: install of nothing at all.
+
+use super::{need_installed, need_root, this_machine};
+use crate::{
+    hq::{
+        plan::{Sweep, Take, converge},
+        receipt::{self, Book, Receipt},
+        undo::{Fate, unwanted},
+    },
+    ui::Ui,
+};
+use anyhow::Result;
+use std::path::Path;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// List what would go, what would stay and why
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: Args, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    need_installed(&host)?;
+    if args.dry_run {
+        let receipt = Receipt::read(&host)?;
+        for undo in unwanted(&receipt, &[]) {
+            match undo.fate(&host, &receipt)? {
+                Fate::Goes => ui.out(format_args!("goes   {undo}")),
+                Fate::Stays(why) => ui.out(format_args!("stays  {undo}: {why}")),
+                Fate::Gone => ui.out(format_args!("gone   {undo}")),
+            }
+        }
+        return Ok(0);
+    }
+    let mut book = Book::open(&host)?;
+    let done = converge(&host, &[], &mut book, &Take::default(), Sweep::Unwanted, ui, &|| Ok(()))?;
+    for stays in &done.stays {
+        ui.out(format_args!("stays: {stays}"));
+    }
+    host.remove(Path::new(receipt::PATH))?;
+    drop(book);
+    if let Some(dir) = Path::new(receipt::PATH).parent() {
+        host.remove_dir(dir)?;
+    }
+    host.remove_tree(Path::new("/run/echoes-appliance"))?;
+    ui.say(format_args!("{} things taken back; the data were not touched", done.changes));
+    Ok(0)
+}

@@ -1,0 +1,93 @@
+//! `user`: who may log in.
+
+use super::{need_root, this_machine};
+use crate::{
+    hq::{
+        blueprint::HTPASSWD,
+        htpasswd::{Added, Answer, Password, User},
+        users,
+    },
+    ui::{Try as _, Ui, table},
+};
+use anyhow::{Context as _, Result, bail};
+use std::{
+    io::{BufRead as _, IsTerminal as _},
+    path::Path,
+};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Add a user, or give one a new password; it is asked for, or read from standard input
+    Add {
+        name: User,
+        /// Make a password and print it
+        #[arg(long)]
+        generate: bool,
+    },
+    /// Remove a user, who is out within a second
+    Remove { name: User },
+    /// List the users
+    List,
+    /// Say whether a password, asked for or read from standard input, is this user's; exit status 1 when not
+    Verify { name: User },
+}
+
+pub fn run(command: Command, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    let path = Path::new(HTPASSWD);
+    // Two of us at once would lose one's user.
+    let _alone = host.ledger(Path::new("/run/echoes-appliance/users.lock"))?;
+    let mut file = users::read(&host, path)?;
+    match command {
+        Command::Add { name, generate } => {
+            let password = if generate { Password::generate()? } else { ask("password: ", true)? };
+            let added = file.add(&name, &password)?;
+            users::write(&host, path, &file)?;
+            ui.say(match added {
+                Added::New => format!("{name} may log in"),
+                Added::Replaced => format!("{name} has a new password"),
+            });
+            if generate {
+                ui.out(password.reveal());
+            }
+        }
+        Command::Remove { name } => {
+            if !file.remove(&name) {
+                return Err(anyhow::anyhow!("there is no user {name}")).or_try("echoes-appliance user list");
+            }
+            users::write(&host, path, &file)?;
+            ui.say(format_args!("{name} is out"));
+        }
+        Command::List => {
+            let rows: Vec<_> = file.list().into_iter().map(|user| vec![user.name, user.kind.to_string()]).collect();
+            if rows.is_empty() {
+                ui.say("nobody may log in");
+            } else {
+                ui.out(table(&rows));
+            }
+        }
+        Command::Verify { name } => {
+            let password = ask("password: ", false)?;
+            match file.verify(&name, password.reveal()) {
+                Answer::Right => ui.say("right"),
+                answer => bail!("{answer}"),
+            }
+        }
+    }
+    Ok(0)
+}
+
+/// From the terminal without echo, twice for a new one; else the first line of standard input.
+fn ask(prompt: &str, new: bool) -> Result<Password> {
+    if std::io::stdin().is_terminal() {
+        let first = crate::host::Terminal::secret(prompt)?;
+        if new && crate::host::Terminal::secret("again: ")? != first {
+            bail!("the two are not the same");
+        }
+        return Password::try_from(first);
+    }
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("reading the password from standard input")?;
+    Password::try_from(line.trim_end_matches(['\n', '\r']).to_owned())
+}

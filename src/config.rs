@@ -1,0 +1,539 @@
+//! What the operator asked for. One struct, one name per setting: the key in the TOML file is the field here
+//! and the variable in the templates.
+//!
+//! nginx and systemd have no escaping, so the type is the escaping: every text in here is of a type that cannot
+//! hold what would end a directive. A value that got past this file needs no further checks.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    num::NonZeroU16,
+    path::{Path, PathBuf},
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// The defaults, which are also the reference: this is what `config init` writes.
+pub const DEFAULTS: &str = include_str!("../assets/config.toml");
+
+/// The operator's file.
+pub const PATH: &str = "/etc/echoes-appliance/config.toml";
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The name under which people reach the headquarters.
+    pub domain: Domain,
+    pub data: Data,
+    pub code: Code,
+    pub auth: Auth,
+    pub tls: Tls,
+    pub mlflow: Mlflow,
+    pub tensorboard: Tensorboard,
+    pub dashboard: Dashboard,
+    pub docs: Docs,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// "auto", "none", or a block device.
+    pub disk: DiskChoice,
+    /// Where the disk is mounted.
+    pub path: UnixPath,
+    /// Users of this machine who join the group "echoes".
+    pub members: Vec<UserName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Code {
+    /// The team's checkout, or "".
+    pub path: MaybePath,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// The first user.
+    pub user: UserName,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    pub mode: TlsMode,
+}
+
+/// Who signs the certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// An authority of our own.
+    Internal,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mlflow {
+    pub enabled: bool,
+    /// Ask for a user and a password.
+    pub auth: bool,
+    pub port: NonZeroU16,
+    pub listen: IpAddr,
+    /// "sqlite", or a postgresql:// URI.
+    pub backend: Backend,
+    /// "", or any URI that MLflow takes.
+    pub artifacts: MaybeUri,
+    /// A file store to take over, or "".
+    pub import: MaybePath,
+    /// systemd's MemoryMax=.
+    pub memory_max: Size,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tensorboard {
+    pub enabled: bool,
+    pub auth: bool,
+    pub port: NonZeroU16,
+    pub memory_max: Size,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Dashboard {
+    pub enabled: bool,
+    pub auth: bool,
+    pub port: NonZeroU16,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Docs {
+    pub enabled: bool,
+    pub auth: bool,
+    pub port: NonZeroU16,
+    /// The directory of the team's own mkdocs.yml, or "" for this appliance's handbook.
+    pub source: MaybePath,
+}
+
+impl Config {
+    /// Lay the operator's file over the defaults, then each `key=value` of `set` over both. `path` is named in
+    /// errors, which carry the line and what is allowed there.
+    pub fn parse(path: &Path, file: &str, set: &[Setting]) -> Result<Self> {
+        let mut table = DeTable::parse(DEFAULTS).context("reading the built-in defaults")?;
+        let named = |mut e: toml::de::Error| {
+            e.set_input(Some(file));
+            anyhow::anyhow!("{}", e.to_string().trim_end())
+        };
+        let over = DeTable::parse(file).map_err(named).with_context(|| format!("reading {}", path.display()))?;
+        overlay(&mut table, over);
+        let with_file: Self = deserialize(table.clone())
+            .map_err(named)
+            .with_context(|| format!("checking {}", path.display()))?;
+        if set.is_empty() {
+            return with_file.checked();
+        }
+        for setting in set {
+            let over = DeTable::parse(&setting.toml).with_context(|| format!("reading --set {}", setting.key))?;
+            overlay(&mut table, over);
+            let mut trial = table.clone();
+            trial.get_mut().make_owned();
+            let checked: Result<Self, _> = deserialize(trial);
+            checked.map_err(|e| anyhow::anyhow!("{}", e.message())).with_context(|| format!("checking --set {setting}"))?;
+        }
+        deserialize::<Self>(table).context("checking the settings")?.checked()
+    }
+
+    /// What no single value can know.
+    fn checked(self) -> Result<Self> {
+        let ports = [
+            ("mlflow", self.mlflow.port),
+            ("tensorboard", self.tensorboard.port),
+            ("dashboard", self.dashboard.port),
+            ("docs", self.docs.port),
+        ];
+        for (n, (name, port)) in ports.iter().enumerate() {
+            ensure!(!matches!(port.get(), 22 | 80 | 443), "{name}.port = {port} belongs to ssh or nginx");
+            if let Some((other, _)) = ports[..n].iter().find(|(_, taken)| taken == port) {
+                bail!("{other}.port and {name}.port are both {port}");
+            }
+        }
+        Ok(self)
+    }
+
+    /// Where MLflow can be reached on this machine, whatever it listens on.
+    pub fn mlflow_loopback(&self) -> IpAddr {
+        if self.mlflow.listen.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.mlflow.listen }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::parse(Path::new("defaults"), "", &[]).expect("the defaults are tested")
+    }
+}
+
+fn deserialize<T: serde::de::DeserializeOwned>(table: Spanned<DeTable<'_>>) -> Result<T, toml::de::Error> {
+    T::deserialize(toml::de::Deserializer::from(table))
+}
+
+fn overlay<'i>(under: &mut Spanned<DeTable<'i>>, over: Spanned<DeTable<'i>>) {
+    fn lay<'i>(under: &mut DeTable<'i>, over: DeTable<'i>) {
+        for (key, value) in over {
+            let both = under.get_mut(key.get_ref().as_ref()).map(Spanned::as_mut);
+            match (both, value) {
+                (Some(under), value) if under.is_table() && value.get_ref().is_table() => {
+                    if let (DeValue::Table(under), DeValue::Table(over)) = (under, value.into_inner()) {
+                        lay(under, over);
+                    }
+                }
+                (_, value) => {
+                    // Remove first: a key that stays keeps its old span, and errors would point at the default.
+                    under.remove(key.get_ref().as_ref());
+                    under.insert(key, value);
+                }
+            }
+        }
+    }
+    lay(under.get_mut(), over.into_inner());
+}
+
+/// One `key=value` of the command line. The value is TOML where it reads as such, else a string: quotes are for
+/// shells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    pub key: String,
+    pub value: String,
+    toml: String,
+}
+
+impl Setting {
+    pub fn new(key: &str, value: &str) -> Result<Self> {
+        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        ensure!(key.split('.').all(part), "`{key}` is not a setting; they look like data.disk");
+        let plain = format!("{key} = {value}");
+        let toml = match plain.parse::<toml::Table>() {
+            // One key, so that no newline in a value brings in a second one.
+            Ok(table) if !value.contains('\n') && table.len() == 1 => plain,
+            _ => format!("{key} = {}", toml::Value::String(value.into())),
+        };
+        Ok(Self { key: key.into(), value: value.into(), toml })
+    }
+
+    /// Write this setting into the operator's file, keeping everything else as it is, comments included.
+    pub fn write_into(&self, file: &str) -> Result<String> {
+        let mut doc: toml_edit::DocumentMut = file.parse().context("reading the settings file")?;
+        let over: toml_edit::DocumentMut = self.toml.parse().context("reading a setting")?;
+        let path: Vec<_> = self.key.split('.').collect();
+        let (last, tables) = path.split_last().context("a setting needs a name")?;
+        let mut value = over.as_item();
+        let mut at = doc.as_table_mut() as &mut dyn toml_edit::TableLike;
+        for table in tables {
+            value = value.get(table).context("a setting needs a value")?;
+            let mut fresh = toml_edit::Table::new();
+            fresh.set_implicit(false);
+            at = at
+                .entry(table)
+                .or_insert(toml_edit::Item::Table(fresh))
+                .as_table_like_mut()
+                .with_context(|| format!("`{table}` is not a table"))?;
+        }
+        let value = value.get(last).and_then(toml_edit::Item::as_value).context("a setting needs a value")?;
+        match at.get_mut(last).and_then(toml_edit::Item::as_value_mut) {
+            Some(old) => {
+                let decor = old.decor().clone();
+                *old = value.clone();
+                *old.decor_mut() = decor;
+            }
+            None => drop(at.insert(last, toml_edit::value(value.clone()))),
+        }
+        Ok(doc.to_string())
+    }
+}
+
+impl std::str::FromStr for Setting {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let (key, value) = text.split_once('=').context("write it as key=value")?;
+        Self::new(key.trim(), value.trim())
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.key, self.value)
+    }
+}
+
+/// A text type: what it is for people, the pattern it must match (which is also its JSON schema), and the check.
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $pattern:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(#[schemars(regex(pattern = $pattern))] String);
+
+        impl TryFrom<String> for $name {
+            type Error = anyhow::Error;
+            fn try_from(text: String) -> Result<Self> {
+                let check: fn(&str) -> bool = $check;
+                ensure!(check(&text), concat!("{:?} is not ", $what), text);
+                Ok(Self(text))
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> Self {
+                text.0
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = anyhow::Error;
+            fn from_str(text: &str) -> Result<Self> {
+                Self::try_from(text.to_owned())
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+text! {
+    /// A host name in lower case (RFC 1123), one label or more. 234 bytes, so that `tensorboard.` fits before it.
+    Domain,
+    "a domain name: lower-case letters, digits and hyphens, in labels of at most 63, joined by dots",
+    "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
+    |name| {
+        let edge = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let label = |l: &str| {
+            let l = l.as_bytes();
+            l.len() <= 63 && l.first().is_some_and(edge) && l.last().is_some_and(edge)
+                && l.iter().all(|b| edge(b) || *b == b'-')
+        };
+        name.len() <= 234 && name.split('.').all(label)
+    }
+}
+
+text! {
+    /// An absolute path without `..`, of characters that neither systemd nor nginx reads as anything else.
+    UnixPath,
+    "an absolute path of letters, digits and . _ - / without `..`",
+    "^(/[A-Za-z0-9._-]+)+$",
+    is_path
+}
+
+text! {
+    /// A path, or none.
+    MaybePath,
+    "an absolute path of letters, digits and . _ - / without `..`, or \"\"",
+    "^((/[A-Za-z0-9._-]+)+)?$",
+    |path| path.is_empty() || is_path(path)
+}
+
+text! {
+    /// The data disk: to be found, not to be used, or one device.
+    DiskChoice,
+    "\"auto\", \"none\" or a device such as /dev/disk/azure/scsi1/lun0",
+    "^(auto|none|/dev/[A-Za-z0-9._/:-]+)$",
+    |disk| matches!(disk, "auto" | "none") || disk.starts_with("/dev/") && is_path(&disk.replace(':', "_"))
+}
+
+text! {
+    /// A name for a person: of this machine, or in the password file.
+    UserName,
+    "a user name: a lower-case letter or _, then letters, digits, - and _, at most 32",
+    "^[a-z_][a-z0-9_-]{0,31}$",
+    |name| {
+        let bytes = name.as_bytes();
+        bytes.len() <= 32
+            && bytes.first().is_some_and(|b| b.is_ascii_lowercase() || *b == b'_')
+            && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(b))
+    }
+}
+
+text! {
+    /// Where runs are kept. A PostgreSQL URI holds a password: never shown, never in an argument.
+    Backend,
+    "\"sqlite\" or postgresql://USER:PASSWORD@HOST/DATABASE (no spaces, quotes or backslashes)",
+    "^(sqlite|postgresql://[^\\s\"'\\\\]+)$",
+    |uri| uri == "sqlite" || uri.starts_with("postgresql://") && is_uri(uri)
+}
+
+text! {
+    /// A URI, or none.
+    MaybeUri,
+    "a URI such as s3://bucket/path (no spaces, quotes or backslashes), or \"\"",
+    "^([a-z0-9+-]+:[^\\s\"'\\\\]+)?$",
+    |uri| uri.is_empty() || is_uri(uri)
+}
+
+text! {
+    /// An amount of memory as systemd writes it.
+    Size,
+    "an amount of memory such as 512M or 2G",
+    "^[1-9][0-9]{0,8}[KMGT]$",
+    |size| {
+        let (number, unit) = size.split_at(size.len().saturating_sub(1));
+        matches!(unit, "K" | "M" | "G" | "T")
+            && !number.starts_with('0')
+            && (1..=9).contains(&number.len())
+            && number.bytes().all(|b| b.is_ascii_digit())
+    }
+}
+
+fn is_path(path: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty() && p != "." && p != ".." && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part))
+}
+
+/// These reach a process through an environment file alone, where a `%` (an escaped character) means itself.
+fn is_uri(uri: &str) -> bool {
+    let scheme = |s: &str| {
+        !s.is_empty() && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-".contains(&b))
+    };
+    uri.split_once(':').is_some_and(|(s, rest)| scheme(s) && !rest.is_empty())
+        && uri.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\;`${}".contains(&b))
+}
+
+impl UnixPath {
+    pub fn to_path(&self) -> PathBuf {
+        PathBuf::from(&self.0)
+    }
+}
+
+impl MaybePath {
+    pub fn to_path(&self) -> Option<PathBuf> {
+        (!self.0.is_empty()).then(|| PathBuf::from(&self.0))
+    }
+}
+
+impl Domain {
+    /// The host name of a service.
+    pub fn host(&self, service: &str) -> String {
+        format!("{service}.{}", self.0)
+    }
+}
+
+/// The JSON schema of `config.toml`.
+pub fn schema() -> String {
+    let mut text = serde_json::to_string_pretty(&schemars::schema_for!(Config)).expect("a schema is JSON");
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(file: &str, set: &[&str]) -> Result<Config> {
+        let set: Result<Vec<Setting>> = set.iter().map(|s| s.parse()).collect();
+        Config::parse(Path::new("/etc/x.toml"), file, &set?)
+    }
+
+    #[test]
+    fn layers_override_in_order() {
+        let config = parse("domain = \"a.example\"\n[mlflow]\nport = 9", &["mlflow.port=10", "docs.auth=true"]).unwrap();
+        assert_eq!((config.domain.as_str(), config.mlflow.port.get(), config.docs.auth), ("a.example", 10, true));
+        assert_eq!(config.tensorboard.port.get(), 6006);
+    }
+
+    #[test]
+    fn a_domain_cannot_carry_a_directive() {
+        for bad in ["", "a.b; return 200", "a..b", "a.b\nc", "-a.b", "a_b", "A.b", ".", &"a".repeat(64)] {
+            assert!(Domain::try_from(bad.to_owned()).is_err(), "{bad:?}");
+        }
+        for good in ["localhost", "lonel.ai", "a-b.c1.example"] {
+            assert!(Domain::try_from(good.to_owned()).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn texts_that_would_be_read_as_something_else_are_refused() {
+        for bad in ["data.path=/a b", "data.path=/a/../b", "data.path=relative", "data.path=/a%h", "data.path=/a;b"] {
+            assert!(parse("", &[bad]).is_err(), "{bad}");
+        }
+        for bad in ["mlflow.backend=mysql://a", "mlflow.artifacts=s3://a;b", "mlflow.memory_max=0G", "auth.user=a:b"] {
+            assert!(parse("", &[bad]).is_err(), "{bad}");
+        }
+        for good in ["data.disk=/dev/disk/by-id/scsi-1:2", "mlflow.backend=postgresql://u:p@h/db", "data.disk=none"] {
+            parse("", &[good]).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_file_the_line_and_what_is_allowed() {
+        let said = |file| format!("{:#}", parse(file, &[]).unwrap_err());
+        let unknown = said("domain = \"a.example\"\n[mlflow]\nprot = 1\n");
+        assert!(unknown.contains("/etc/x.toml") && unknown.contains("line 3"), "{unknown}");
+        assert!(unknown.contains("unknown field `prot`") && unknown.contains("`port`"), "{unknown}");
+        let wrong = said("\n\ndomain = 3\n");
+        assert!(wrong.contains("line 3") && wrong.contains("string"), "{wrong}");
+        let evil = said("domain = \"a.b\\nserver {}\"\n");
+        assert!(evil.contains("line 1") && evil.contains("is not a domain name"), "{evil}");
+        assert!(said("domain = ").contains("line 1"));
+    }
+
+    #[test]
+    fn an_error_on_the_command_line_names_the_setting() {
+        let err = format!("{:#}", parse("", &["mlflow.port=99999"]).unwrap_err());
+        assert!(err.contains("--set mlflow.port=99999"), "{err}");
+        let err = format!("{:#}", parse("", &["mlflw.port=1"]).unwrap_err());
+        assert!(err.contains("unknown field `mlflw`"), "{err}");
+    }
+
+    #[test]
+    fn two_services_cannot_share_a_port() {
+        let err = parse("", &["docs.port=5000"]).unwrap_err().to_string();
+        assert_eq!(err, "mlflow.port and docs.port are both 5000");
+    }
+
+    #[test]
+    fn a_value_may_be_written_without_quotes_and_cannot_bring_a_second_key() {
+        assert_eq!(parse("", &["domain=lonel.ai"]).unwrap().domain.as_str(), "lonel.ai");
+        assert!(parse("", &["domain=\"a.b\"\nauth.user=\"x\""]).is_err());
+    }
+
+    #[test]
+    fn a_setting_is_written_into_the_file_with_its_comments_kept() {
+        let file = "# ours\ndomain = \"a.b\" # public\n\n[mlflow]\nport = 1\n";
+        let set: Setting = "domain=c.d".parse().unwrap();
+        assert_eq!(set.write_into(file).unwrap(), "# ours\ndomain = \"c.d\" # public\n\n[mlflow]\nport = 1\n");
+        let set: Setting = "data.disk=none".parse().unwrap();
+        assert_eq!(set.write_into("domain = \"a.b\"\n").unwrap(), "domain = \"a.b\"\n\n[data]\ndisk = \"none\"\n");
+    }
+
+    #[test]
+    fn what_config_init_writes_means_the_defaults() {
+        assert_eq!(parse(DEFAULTS, &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn the_published_schema_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/config.schema.json");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, schema()).unwrap();
+        }
+        assert!(std::fs::read_to_string(path).unwrap() == schema(), "run `UPDATE=1 cargo test schema`");
+    }
+}

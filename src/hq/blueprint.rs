@@ -1,0 +1,301 @@
+//! Everything the headquarters is, as plain data. No I/O happens here: the same configuration on the same kind of
+//! machine gives the same blueprint.
+
+use super::{
+    disk, docs,
+    machine::{Machine, UNPACKAGED},
+    mlflow, nginx,
+    python::{self, Env},
+    resource::{Expected, File, Load, Resource, Tool, Unit},
+    service::Service,
+};
+use crate::{
+    config::{Config, UnixPath},
+    tls,
+};
+use anyhow::{Context as _, Result};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+use tera::{Context, Tera};
+
+/// Where the dashboard's page is.
+pub const DASHBOARD: &str = "/var/www/dashboard";
+
+/// Where the built documentation is.
+pub const DOCS: &str = "/var/www/docs/site";
+
+/// What the data disk holds.
+const DATA_DIRS: [&str; 5] = ["ucf101", "logs", "mlruns", "tfruns", "azure_results"];
+
+/// What the team's checkout finds there.
+const LINKED: [&str; 3] = ["logs", "mlruns", "tfruns"];
+
+pub const HTPASSWD: &str = "/etc/nginx/.htpasswd";
+pub const AUTH: &str = "echoes-auth.service";
+
+/// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
+struct Template {
+    name: &'static str,
+    text: &'static str,
+    /// Whom it is for; all, when for nobody in particular.
+    service: Option<Service>,
+}
+
+macro_rules! template {
+    ($name:literal) => {
+        template!($name, None)
+    };
+    ($name:literal, $service:expr) => {
+        Template { name: $name, text: include_str!(concat!("../../templates/", $name)), service: $service }
+    };
+}
+
+/// Every file we render. A row here, a file in `templates/`, a file in `/etc/`: one name.
+const TEMPLATES: &[Template] = &[
+    template!("sysusers.d/echoes.conf"),
+    template!("tmpfiles.d/echoes.conf"),
+    template!("systemd/system/data.device.conf"),
+    template!("systemd/system/data.mount"),
+    template!("systemd/system/mlflow.service", Some(Service::Mlflow)),
+    template!("systemd/system/tensorboard.service", Some(Service::Tensorboard)),
+    template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
+    template!("systemd/system/docs.service", Some(Service::Docs)),
+    template!("systemd/system/echoes-auth.service"),
+    template!("systemd/system/echoes-renew.service"),
+    template!("systemd/system/echoes-renew.timer"),
+    template!("nginx/conf.d/echoes.conf"),
+    template!("nginx/snippets/echoes-auth.conf"),
+    template!("nginx/snippets/echoes-proxy.conf"),
+    template!("nginx/snippets/echoes-site.conf"),
+    template!("nginx/snippets/echoes-tls.conf"),
+    template!("nginx/sites-available/echoes-default.conf"),
+    template!("nginx/sites-available/echoes-mlflow.conf", Some(Service::Mlflow)),
+    template!("nginx/sites-available/echoes-tensorboard.conf", Some(Service::Tensorboard)),
+    template!("nginx/sites-available/echoes-dashboard.conf", Some(Service::Dashboard)),
+    template!("nginx/sites-available/echoes-docs.conf", Some(Service::Docs)),
+];
+
+/// What templates include: the sandbox that our small services share.
+const SANDBOX: &str = include_str!("../../templates/sandbox");
+
+/// The dashboard's page.
+const PAGE: &[(&str, &str)] = &[
+    ("index.html", include_str!("../../assets/dashboard/index.html")),
+    ("dashboard.js", include_str!("../../assets/dashboard/dashboard.js")),
+    ("dashboard.css", include_str!("../../assets/dashboard/dashboard.css")),
+];
+
+/// What is installed for whom, on which machine, with which disk.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    pub config: &'a Config,
+    pub machine: &'a Machine,
+    pub services: &'a BTreeSet<Service>,
+    /// None: the data live on the OS disk.
+    pub disk: Option<&'a DataDisk>,
+}
+
+/// The data disk as decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDisk {
+    pub device: String,
+    pub uuid: String,
+    /// Bytes.
+    pub size: u64,
+    /// Proven so; a file system is to be made.
+    pub blank: bool,
+    /// Links under /dev/disk come and go by themselves: not so in a container.
+    pub udev: bool,
+}
+
+/// The Debian packages it stands on.
+pub fn packages(services: &BTreeSet<Service>) -> Resource {
+    let mut names = vec!["nginx", "ca-certificates"];
+    if services.iter().any(|service| *service != Service::Dashboard) {
+        names.push("python3-venv");
+    }
+    if services.contains(&Service::Mlflow) {
+        names.push("sqlite3");
+    }
+    names.sort_unstable();
+    Resource::Packages { names: names.into_iter().map(Into::into).collect() }
+}
+
+/// In the order in which it must come true.
+pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
+    let Site { config, machine, services, disk } = *site;
+    let has = |service| services.contains(&service);
+    let guarded = services.iter().any(|service| service.auth(config));
+    let draw = Drawing::new(site)?;
+    let data = config.data.path.to_path();
+    let mut all = vec![packages(services)];
+    if machine.program == Path::new(UNPACKAGED) {
+        all.push(Resource::Program { path: UNPACKAGED.into(), hash: machine.build.clone() });
+    }
+
+    let sysusers = draw.file("sysusers.d/echoes.conf")?;
+    all.push(sysusers);
+    all.push(Resource::Applied { file: etc("sysusers.d/echoes.conf"), tool: Tool::Sysusers, expects: users(config) });
+    if let Some(disk) = disk {
+        all.extend(data_disk(&draw, disk, &config.data.path)?);
+    }
+    all.push(draw.file("tmpfiles.d/echoes.conf")?);
+    let expects = DATA_DIRS.iter().map(|dir| Expected::Dir(data.join(dir))).collect();
+    all.push(Resource::Applied { file: etc("tmpfiles.d/echoes.conf"), tool: Tool::Tmpfiles, expects });
+    if has(Service::Mlflow) {
+        all.push(Resource::Owned { path: data.join("mlruns"), user: "mlflow".into() });
+    }
+    if let Some(code) = config.code.path.to_path() {
+        all.extend(LINKED.iter().map(|dir| Resource::Link { path: code.join(dir), target: data.join(dir) }));
+    }
+
+    let mut python = None;
+    if has(Service::Mlflow) || has(Service::Tensorboard) {
+        let env = Env::services(machine.python)?;
+        python = Some(env.marker());
+        all.push(Resource::Env(env));
+    }
+    if has(Service::Docs) {
+        let env = Env::docs(machine.python)?;
+        let site = docs::Site::new(config.docs.source.to_path(), DOCS.into(), &env);
+        all.push(Resource::Env(env));
+        all.push(Resource::Site(site));
+    }
+    if has(Service::Dashboard) {
+        all.extend(PAGE.iter().map(|(name, text)| plain(Path::new(DASHBOARD).join(name), text)));
+    }
+    if has(Service::Mlflow) {
+        let text = mlflow::environment(config);
+        let path = mlflow::ENVIRONMENT.into();
+        all.push(Resource::File(File { path, mode: 0o600, group: None, text, secret: true }));
+    }
+
+    all.extend(services.iter().map(|service| Resource::Certificate { host: service.host(config) }));
+    if guarded {
+        all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
+        all.extend(draw.unit(AUTH, &[], &machine.build)?);
+    }
+    for service in services {
+        let (reads, with) = match service {
+            Service::Mlflow => (vec![python.clone(), Some(mlflow::ENVIRONMENT.into())], ""),
+            Service::Tensorboard => (vec![python.clone()], ""),
+            Service::Dashboard | Service::Docs => (vec![], machine.build.as_str()),
+        };
+        let reads: Vec<PathBuf> = reads.into_iter().flatten().collect();
+        all.extend(draw.unit(&service.unit(), &reads, with)?);
+    }
+    all.push(draw.file("systemd/system/echoes-renew.service")?);
+    all.extend(draw.unit("echoes-renew.timer", &[etc("systemd/system/echoes-renew.service")], "")?);
+    all.extend(web(&draw, site, guarded)?);
+    Ok(all)
+}
+
+/// The people and services of this machine.
+fn users(config: &Config) -> Vec<Expected> {
+    let users = ["mlflow", "tensorboard"].into_iter().map(|name| Expected::User(name.into()));
+    let groups = ["echoes", "mlflow", "tensorboard"].into_iter().map(|name| Expected::Group(name.into()));
+    // Of the people only those exist who had an account before us; sysusers adds them to the group.
+    let _ = config;
+    users.chain(groups).collect()
+}
+
+fn data_disk(draw: &Drawing, disk: &DataDisk, at: &UnixPath) -> Result<Vec<Resource>> {
+    let mount = disk::Mount::new(at.as_str(), &disk.uuid, disk.udev);
+    let context = Context::from_serialize(&mount)?;
+    let unit = etc("systemd/system").join(mount.unit());
+    let mut all = vec![Resource::FileSystem(disk.clone())];
+    if let Some(conf) = mount.device_conf() {
+        all.push(draw.file_as("systemd/system/data.device.conf", etc("systemd/system").join(conf), &context)?);
+    }
+    all.push(draw.file_as("systemd/system/data.mount", unit.clone(), &context)?);
+    // What is mounted stays mounted when the unit's words change: they count at the next boot.
+    all.push(Resource::Unit(Unit { name: mount.unit(), reads: vec![unit], with: String::new(), load: Load::Start }));
+    Ok(all)
+}
+
+fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
+    let mut all = vec![Resource::SetAside {
+        path: etc("nginx/sites-enabled/default"),
+        target: etc("nginx/sites-available/default"),
+        package: "nginx-common",
+    }];
+    let mut reads = Vec::new();
+    for template in TEMPLATES.iter().filter(|t| t.name.starts_with("nginx/")) {
+        let wanted = template.service.is_none_or(|service| site.services.contains(&service));
+        if !wanted || template.name.ends_with("echoes-auth.conf") && !guarded {
+            continue;
+        }
+        all.push(draw.file(template.name)?);
+        reads.push(etc(template.name));
+        if let Some(name) = template.name.strip_prefix("nginx/sites-available/") {
+            let path = etc("nginx/sites-enabled").join(name);
+            all.push(Resource::Link { path, target: etc(template.name) });
+        }
+    }
+    reads.extend(site.services.iter().map(|service| tls::store::current(&service.host(site.config)).join("fullchain.pem")));
+    all.push(Resource::Unit(Unit { name: nginx::UNIT.into(), reads, with: String::new(), load: Load::Reload }));
+    Ok(all)
+}
+
+/// Templates and what they are rendered with.
+struct Drawing {
+    context: Context,
+}
+
+impl Drawing {
+    fn new(site: &Site) -> Result<Self> {
+        let Site { config, machine, services, disk } = *site;
+        let mut context = Context::from_serialize(config)?;
+        let hosts: Vec<String> = services.iter().map(|service| service.host(config)).collect();
+        context.insert("hosts", &hosts);
+        context.insert("services", services);
+        context.insert("program", &machine.program);
+        context.insert("mlflow_loopback", &config.mlflow_loopback());
+        context.insert("mlflow_remote", &!config.mlflow_loopback().is_loopback());
+        context.insert("mlflow_old", &(machine.python < (3, 10)));
+        context.insert("ipv6", &machine.ipv6);
+        // nginx 1.25.1 made http2 a directive of its own; 1.19.4 learnt to refuse a handshake.
+        context.insert("http2_directive", &(machine.nginx >= (1, 26)));
+        context.insert("reject_handshake", &(machine.nginx >= (1, 20)));
+        context.insert("tls", tls::store::DIR);
+        context.insert("mounted", &disk.is_some());
+        context.insert("python", python::SERVICES);
+        Ok(Self { context })
+    }
+
+    /// The file that a template of this name becomes.
+    fn file(&self, name: &str) -> Result<Resource> {
+        self.file_as(name, etc(name), &self.context)
+    }
+
+    fn file_as(&self, name: &str, path: PathBuf, context: &Context) -> Result<Resource> {
+        let template = TEMPLATES.iter().find(|t| t.name == name).with_context(|| format!("no template {name}"))?;
+        let mut tera = Tera::default();
+        let render = |tera: &mut Tera| {
+            tera.add_raw_template("sandbox", SANDBOX)?;
+            tera.add_raw_template(name, template.text)?;
+            tera.render(name, context)
+        };
+        let body = render(&mut tera).with_context(|| format!("rendering templates/{name}"))?;
+        let text = format!("# Written by echoes-appliance from templates/{name}; an edit is kept, and reported as drift.\n\n{body}");
+        Ok(plain(path, &text))
+    }
+
+    /// A unit of our own: its file, and the unit itself, which takes in `reads` beside that file.
+    fn unit(&self, name: &str, reads: &[PathBuf], with: &str) -> Result<[Resource; 2]> {
+        let file = format!("systemd/system/{name}");
+        let reads = [etc(&file)].into_iter().chain(reads.iter().cloned()).collect();
+        let unit = Unit { name: name.into(), reads, with: with.into(), load: Load::Restart };
+        Ok([self.file(&file)?, Resource::Unit(unit)])
+    }
+}
+
+fn plain(path: PathBuf, text: &str) -> Resource {
+    Resource::File(File { path, mode: 0o644, group: None, text: text.into(), secret: false })
+}
+
+fn etc(name: &str) -> PathBuf {
+    Path::new("/etc").join(name)
+}

@@ -1,0 +1,22 @@
+//! The headquarters: what it is (`blueprint`), what each part is and how it is made (`resource`), what to do about
+//! the difference (`plan`), what was done (`receipt`), how it is taken back (`undo`), and whether it works
+//! (`probe`).
+
+pub mod apt;
+pub mod blueprint;
+pub mod disk;
+pub mod docs;
+pub mod eyes;
+pub mod htpasswd;
+pub mod machine;
+pub mod mlflow;
+pub mod nginx;
+pub mod plan;
+pub mod probe;
+pub mod python;
+pub mod receipt;
+pub mod resource;
+pub mod service;
+pub mod survey;
+pub mod undo;
+pub mod users;

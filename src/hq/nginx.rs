@@ -1,0 +1,244 @@
+//! nginx changes are transactions: staged, tested where they are staged, swapped in, loaded, proven by a request
+//! to every route, and put back as they were when the proof fails. What nginx serves is never half of anything.
+
+use super::{
+    plan::Change,
+    receipt::{Book, Entry},
+    resource::{Resource, Unit, last_words},
+    undo::{Fate, Undo},
+};
+use crate::{
+    host::{Cmd, Host, Kind, System},
+    ui::{Try as _, Ui},
+};
+use anyhow::{Context as _, Result, bail};
+use std::path::{Path, PathBuf};
+
+pub const UNIT: &str = "nginx.service";
+const TREE: &str = "/etc/nginx";
+
+/// A copy of the whole tree with our changes in it.
+const STAGE: &str = "/var/lib/echoes-appliance/nginx/stage";
+
+/// The tree as it was before the swap, until the proof.
+const BEFORE: &str = "/var/lib/echoes-appliance/nginx/before";
+
+/// Whether a path is part of what nginx reads.
+pub fn is_nginx(path: Option<&Path>) -> bool {
+    path.is_some_and(|path| path.starts_with(TREE))
+}
+
+/// Carry out all of `changes` or none. Does nothing when there are none.
+pub fn transaction(
+    host: &Host,
+    changes: &[Change],
+    unit: Option<&Unit>,
+    book: &mut Book,
+    ui: &Ui,
+    routes: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let files: Vec<&Change> = changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
+    let installed = host.is_live() && host.exists(Path::new("/usr/sbin/nginx"))?;
+    let step = ui.step(format_args!("nginx: {}", summary(changes)));
+    if installed {
+        step.detail("testing");
+        stage(host, &files, book)?;
+        test(host).or_try("mend the file nginx names, then run this again; what is served has not changed")?;
+        // After a kill between swap and proof, the tree to go back to is the one from before that swap.
+        if !host.exists(Path::new(BEFORE))? {
+            copy(host, TREE, BEFORE, book)?;
+        }
+    }
+    for change in &files {
+        apply(host, change, book)?;
+    }
+    if let Some(unit) = unit {
+        unit.enable(host, book)?;
+    }
+    if installed {
+        step.detail("loading");
+        let proof = load(host, unit).and_then(|()| if unit.is_some() { routes() } else { Ok(()) });
+        if let Err(broken) = proof {
+            put_back(host, &files)?;
+            let back = load(host, None);
+            host.remove_tree(Path::new(BEFORE))?;
+            let put_back = match back {
+                Ok(()) => "the configuration from before is back".to_owned(),
+                Err(e) => format!("the configuration from before is back, but nginx does not take it either: {e:#}"),
+            };
+            return Err(broken.context(format!("nginx did not serve with its new configuration; {put_back}")));
+        }
+        if let Some(unit) = unit {
+            book.note(Entry::Loaded { what: unit.name.clone(), hash: unit.loading(host)? })?;
+        }
+        host.remove_tree(Path::new(BEFORE))?;
+        host.remove_tree(Path::new(STAGE))?;
+    }
+    step.done();
+    Ok(())
+}
+
+fn summary(changes: &[Change]) -> String {
+    match changes {
+        [Change::Make(Resource::Unit(_), why)] => why.clone(),
+        [one] => one.to_string(),
+        many => {
+            let files = many.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).count();
+            format!("{files} files of its configuration")
+        }
+    }
+}
+
+/// Copy the live tree and make the changes in the copy.
+fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
+    copy(host, TREE, STAGE, book)?;
+    let staged = Host::new(host.path(Path::new(STAGE)), System);
+    for change in files {
+        let moved = |path: &Path| PathBuf::from("/").join(path.strip_prefix(TREE).unwrap_or(path));
+        match change {
+            Change::Make(Resource::File(file), _) => {
+                staged.write(&moved(&file.path), file.mode, file.text.as_bytes())?;
+            }
+            Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
+            Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
+            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path))) => {
+                if undo.fate(host, &book.receipt)? == Fate::Goes {
+                    staged.remove(&moved(path))?;
+                }
+            }
+            Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => staged.link(&moved(path), target)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn copy(host: &Host, from: &str, to: &str, book: &mut Book) -> Result<()> {
+    let to = Path::new(to);
+    if !book.receipt.built.contains(to) {
+        let dirs = super::resource::missing_dirs(host, to)?;
+        book.note(Entry::Built { path: to.into(), dirs })?;
+    }
+    let half = to.with_extension("half");
+    host.remove_tree(to)?;
+    host.remove_tree(&half)?;
+    host.make_dir(half.parent().context("a copy needs a directory")?)?;
+    host.run(&Cmd::new("cp", ["-a", from, &half.display().to_string()]))?;
+    host.rename(&half, to)
+}
+
+/// nginx's own test, with the staged tree bound over the real one in a mount namespace of its own: every path in
+/// it, also Debian's absolute includes, is tested as it will be.
+fn test(host: &Host) -> Result<()> {
+    const IN_ITS_PLACE: &str = "mount --bind \"$1\" /etc/nginx && exec nginx -t -q";
+    let stage = host.path(Path::new(STAGE)).display().to_string();
+    let out = host.ask(&Cmd::new("unshare", ["--mount", "sh", "-c", IN_ITS_PLACE, "sh", &stage]))?;
+    if !out.ok() {
+        bail!("nginx refuses its new configuration: {}", complaint(&out.stderr));
+    }
+    Ok(())
+}
+
+/// What nginx found wrong, without its stamps: the first line that is no mere warning.
+fn complaint(said: &str) -> String {
+    let grave = |line: &&str| line.contains("[emerg]") || line.contains("[alert]") || line.contains("[crit]");
+    let line = said.lines().find(grave).or(said.lines().last()).unwrap_or("it does not say why");
+    line.split_once("] ").map_or(line, |(_, rest)| rest).trim().to_owned()
+}
+
+fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<()> {
+    let silent = Ui::new(true).step("");
+    match change {
+        Change::Make(resource, _) => resource.make(host, book, &silent),
+        Change::Undo(undo) => undo.undo(host, book, &silent).map(drop),
+    }
+}
+
+/// Take in what is in the tree now. A running nginx keeps the old configuration when it refuses the new one, and
+/// says so only in its log: so test first.
+fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
+    let running = host.ask(&Cmd::new("systemctl", ["is-active", "--quiet", UNIT]))?.ok();
+    if unit.is_none() && !running {
+        return Ok(());
+    }
+    let test = host.ask(&Cmd::new("nginx", ["-t", "-q"]))?;
+    if !test.ok() {
+        bail!("nginx refuses its configuration: {}", complaint(&test.stderr));
+    }
+    host.ask(&Cmd::new("systemctl", ["reset-failed", UNIT]))?;
+    host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_try(last_words(host, UNIT))?;
+    Ok(())
+}
+
+/// Make every path that changed what it was before.
+fn put_back(host: &Host, files: &[&Change]) -> Result<()> {
+    let before = Host::new(host.path(Path::new(BEFORE)), System);
+    for change in files {
+        let path = match change {
+            Change::Make(resource, _) => resource.path(),
+            Change::Undo(undo) => undo.path(),
+        };
+        let Some(path) = path else { continue };
+        let was = PathBuf::from("/").join(path.strip_prefix(TREE).unwrap_or(path));
+        match before.meta(&was)? {
+            None => host.remove(path)?,
+            Some(meta) => match meta.kind {
+                Kind::Link(target) => host.link(path, &target)?,
+                _ => {
+                    let bytes = before.read(&was)?.unwrap_or_default();
+                    host.write_owned(path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;
+                }
+            },
+        }
+    }
+    Ok(())
+}
+
+/// The sites of others that claim to answer for every name, where ours must: `file:line` of each. Pure.
+pub fn default_servers(file: &str, text: &str) -> Vec<String> {
+    let claims = |line: &str| {
+        let code = line.split('#').next().unwrap_or("").trim();
+        let words: Vec<_> = code.trim_end_matches(';').split_whitespace().collect();
+        words.first() == Some(&"listen")
+            && words.iter().any(|w| matches!(*w, "default_server" | "default"))
+            && words.get(1).is_some_and(|at| matches!(at.rsplit(':').next(), Some("80" | "443")))
+    };
+    text.lines().enumerate().filter(|(_, line)| claims(line)).map(|(n, _)| format!("{file}:{}", n + 1)).collect()
+}
+
+/// Which of others' sites stand in the way, by file and line.
+pub fn rivals(host: &Host, ours: &dyn Fn(&Path) -> bool) -> Result<Vec<String>> {
+    let mut rivals = Vec::new();
+    for dir in ["/etc/nginx/conf.d", "/etc/nginx/sites-enabled"] {
+        for name in host.list(Path::new(dir))? {
+            let path = Path::new(dir).join(name);
+            if !ours(&path) && let Some(text) = host.read_text(&path).unwrap_or_default() {
+                rivals.extend(default_servers(&path.display().to_string(), &text));
+            }
+        }
+    }
+    Ok(rivals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rival_is_named_by_file_and_line() {
+        let text = "server {\n  listen 80 default_server;\n  listen [::]:443 ssl default_server;\n  # listen 80 default_server;\n  listen 8080 default_server;\n}\n";
+        assert_eq!(default_servers("/etc/nginx/sites-enabled/shop", text), [
+            "/etc/nginx/sites-enabled/shop:2",
+            "/etc/nginx/sites-enabled/shop:3"
+        ]);
+    }
+
+    #[test]
+    fn nginx_complains_in_one_line() {
+        let said = "nginx: [warn] old\nnginx: [emerg] unknown directive \"x\" in /etc/nginx/a:1\nnginx: configuration file /etc/nginx/nginx.conf test failed\n";
+        assert_eq!(complaint(said), "unknown directive \"x\" in /etc/nginx/a:1");
+    }
+}

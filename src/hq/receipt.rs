@@ -1,0 +1,177 @@
+//! What we did to this machine, so that it can be undone. A fold over a journal.
+//!
+//! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
+
+use crate::{host::Host, journal::Journal};
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Outlives everything else of ours: removed last.
+pub const PATH: &str = "/var/lib/echoes-appliance/receipt.jsonl";
+
+/// The newest format we write. Older ones load for ever.
+const FORMAT: u32 = 1;
+
+/// Once released, a variant is never changed; `tests/receipts/` keeps one of each.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "did", rename_all = "kebab-case")]
+pub enum Entry {
+    /// These packages, none of which was there, are about to be installed.
+    Installing { packages: Vec<String> },
+    /// `dirs` are the directories that had to be made for it.
+    Wrote { path: PathBuf, hash: String, dirs: Vec<PathBuf> },
+    Linked { path: PathBuf, target: PathBuf, dirs: Vec<PathBuf> },
+    /// A link of the distribution's that is in our way was taken out.
+    SetAside { path: PathBuf, target: PathBuf },
+    /// Something whose contents change without us (a password file, keys): ours whatever it holds.
+    Created { path: PathBuf, dirs: Vec<PathBuf> },
+    /// A directory that is ours with all that is below it.
+    Built { path: PathBuf, dirs: Vec<PathBuf> },
+    /// Directories that people put things into: removed only when empty.
+    MadeDirs { dirs: Vec<PathBuf> },
+    AddedUsers { users: Vec<String>, groups: Vec<String> },
+    /// A file system is about to be made on a disk that was proven blank.
+    Formatting { device: String, uuid: String, size: u64 },
+    Enabled { unit: String },
+    /// `what` has now taken in the files whose hash this is.
+    Loaded { what: String, hash: String },
+    /// The services that are installed.
+    Services { names: BTreeSet<String> },
+    /// Undone.
+    Disabled { unit: String },
+    Removed { path: PathBuf },
+    PutBack { path: PathBuf },
+    RemovedUsers { users: Vec<String>, groups: Vec<String> },
+    RemovedPackages { packages: Vec<String> },
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub packages: BTreeSet<String>,
+    /// The files that are ours, and the hash of everything we ever meant to put in each. Meant: the note comes
+    /// before the write, so after a crash the file may hold any of them.
+    pub files: BTreeMap<PathBuf, BTreeSet<String>>,
+    pub links: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
+    pub aside: BTreeMap<PathBuf, PathBuf>,
+    pub created: BTreeSet<PathBuf>,
+    pub built: BTreeSet<PathBuf>,
+    /// Directories to remove when nothing is left in them, whoever they were made for.
+    pub dirs: BTreeSet<PathBuf>,
+    pub users: BTreeSet<String>,
+    pub groups: BTreeSet<String>,
+    /// The disks we were about to format: UUID → device and size in bytes.
+    pub formatting: BTreeMap<String, (String, u64)>,
+    pub units: BTreeSet<String>,
+    pub loaded: BTreeMap<String, String>,
+    pub services: BTreeSet<String>,
+}
+
+impl Receipt {
+    pub fn note(&mut self, entry: Entry) {
+        match entry {
+            Entry::Installing { packages } => self.packages.extend(packages),
+            Entry::Wrote { path, hash, dirs } => {
+                self.files.entry(path).or_default().insert(hash);
+                self.dirs.extend(dirs);
+            }
+            Entry::Linked { path, target, dirs } => {
+                self.links.entry(path).or_default().insert(target);
+                self.dirs.extend(dirs);
+            }
+            Entry::SetAside { path, target } => drop(self.aside.insert(path, target)),
+            Entry::Created { path, dirs } => {
+                self.created.insert(path);
+                self.dirs.extend(dirs);
+            }
+            Entry::Built { path, dirs } => {
+                self.built.insert(path);
+                self.dirs.extend(dirs);
+            }
+            Entry::MadeDirs { dirs } => self.dirs.extend(dirs),
+            Entry::AddedUsers { users, groups } => {
+                self.users.extend(users);
+                self.groups.extend(groups);
+            }
+            Entry::Formatting { device, uuid, size } => drop(self.formatting.insert(uuid, (device, size))),
+            Entry::Enabled { unit } => drop(self.units.insert(unit)),
+            Entry::Loaded { what, hash } => drop(self.loaded.insert(what, hash)),
+            Entry::Services { names } => self.services = names,
+            Entry::Disabled { unit } => {
+                self.units.remove(&unit);
+                self.loaded.remove(&unit);
+            }
+            Entry::Removed { path } => {
+                self.files.remove(&path);
+                self.links.remove(&path);
+                self.created.remove(&path);
+                self.built.remove(&path);
+                self.dirs.remove(&path);
+            }
+            Entry::PutBack { path } => drop(self.aside.remove(&path)),
+            Entry::RemovedUsers { users, groups } => {
+                self.users.retain(|u| !users.contains(u));
+                self.groups.retain(|g| !groups.contains(g));
+            }
+            Entry::RemovedPackages { packages } => self.packages.retain(|p| !packages.contains(p)),
+        }
+    }
+
+    /// Whether nothing of ours is left.
+    pub fn is_empty(&self) -> bool {
+        let Self { packages, files, links, aside, created, built, dirs, users, groups, units, .. } = self;
+        packages.is_empty() && files.is_empty() && links.is_empty() && aside.is_empty() && created.is_empty()
+            && built.is_empty() && dirs.is_empty() && users.is_empty() && groups.is_empty() && units.is_empty()
+    }
+
+    /// The receipt as it stands, for those who only ask.
+    pub fn read(host: &Host) -> Result<Self> {
+        fold(Journal::read(host, Path::new(PATH))?)
+    }
+}
+
+/// The receipt together with the right to add to it: one holder at a time.
+pub struct Book {
+    pub receipt: Receipt,
+    journal: Journal<Line>,
+}
+
+/// An entry as it stands in the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
+    /// Format.
+    v: u32,
+    /// Seconds since 1970.
+    at: u64,
+    #[serde(flatten)]
+    entry: Entry,
+}
+
+impl Book {
+    pub fn open(host: &Host) -> Result<Self> {
+        let (journal, lines) = Journal::open(host, Path::new(PATH))?;
+        Ok(Self { receipt: fold(lines)?, journal })
+    }
+
+    /// On disk when this returns; only then act.
+    pub fn note(&mut self, entry: Entry) -> Result<()> {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let line = Line { v: FORMAT, at, entry };
+        self.journal.append(&line)?;
+        self.receipt.note(line.entry);
+        Ok(())
+    }
+}
+
+fn fold(lines: Vec<Line>) -> Result<Receipt> {
+    let mut receipt = Receipt::default();
+    for Line { v, entry, .. } in lines {
+        ensure!(v <= FORMAT, "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})");
+        receipt.note(entry);
+    }
+    Ok(receipt)
+}

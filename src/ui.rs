@@ -1,0 +1,204 @@
+//! The only voice: progress, tables, errors with hints, and `--json`. Results go to standard output, everything
+//! said on the way to standard error. On a terminal a step is one live line that collapses to a tick; without one
+//! it is one plain line when it ends.
+
+use crate::host::System;
+use anyhow::Error;
+use std::{
+    collections::HashMap,
+    fmt,
+    io::{IsTerminal as _, Write as _},
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+/// Apart from what went wrong: what to try.
+#[derive(Debug)]
+pub struct Hint(pub String);
+
+/// The exit status this error ends in, where it is not 1.
+#[derive(Debug)]
+pub struct Code(pub u8);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit status {}", self.0)
+    }
+}
+
+/// Attach a hint to an error on its way up.
+pub trait Try<T> {
+    fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<Error>> Try<T> for Result<T, E> {
+    fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T> {
+        self.map_err(|e| e.into().context(Hint(hint.to_string())))
+    }
+}
+
+#[derive(Clone)]
+pub struct Ui {
+    /// Standard error is a terminal: a step may redraw its line.
+    live: bool,
+    /// Colour, unless NO_COLOR is set or standard error is no terminal.
+    colour: bool,
+    /// Only results: for `--json`.
+    quiet: bool,
+}
+
+impl Ui {
+    pub fn new(quiet: bool) -> Self {
+        let tty = std::io::stderr().is_terminal();
+        let set = |name| System::environment(name).is_some_and(|v| !v.is_empty());
+        let dumb = System::environment("TERM").is_some_and(|t| t == "dumb");
+        Self { live: tty && !dumb, colour: tty && !dumb && !set("NO_COLOR"), quiet }
+    }
+
+    /// A result, on standard output.
+    pub fn out(&self, text: impl fmt::Display) {
+        // A reader that has gone away (`| head`) is not our failure.
+        let _ = writeln!(std::io::stdout().lock(), "{text}");
+    }
+
+    /// Something said on the way.
+    pub fn say(&self, text: impl fmt::Display) {
+        if !self.quiet {
+            let _ = writeln!(std::io::stderr().lock(), "{text}");
+        }
+    }
+
+    pub fn warn(&self, text: impl fmt::Display) {
+        let mark = self.paint("33", "warning:");
+        let _ = writeln!(std::io::stderr().lock(), "{mark} {text}");
+    }
+
+    /// The whole error: what we were doing first, the reason last, then what to try.
+    pub fn error(&self, error: &Error) {
+        let (hint, code) = (error.downcast_ref::<Hint>(), error.downcast_ref::<Code>());
+        let aside: Vec<_> = [hint.map(ToString::to_string), code.map(ToString::to_string)].into_iter().flatten().collect();
+        let chain: Vec<_> = error.chain().map(ToString::to_string).filter(|part| !aside.contains(part)).collect();
+        let mut err = std::io::stderr().lock();
+        let _ = writeln!(err, "{} {}", self.paint("31", "error:"), chain.join("\n  because: "));
+        if let Some(Hint(hint)) = hint {
+            let _ = writeln!(err, "{}   {hint}", self.paint("36", "try:"));
+        }
+    }
+
+    /// Begin a step that may take long.
+    pub fn step(&self, what: impl fmt::Display) -> Step {
+        let what = what.to_string();
+        let detail = Arc::new(Mutex::new(String::new()));
+        let (stop, stopped) = mpsc::channel::<()>();
+        let drawing = (self.live && !self.quiet).then(|| {
+            let (what, detail, ui) = (what.clone(), Arc::clone(&detail), self.clone());
+            std::thread::spawn(move || {
+                let since = Instant::now();
+                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(100)) {
+                    let detail = detail.lock().map(|d| d.clone()).unwrap_or_default();
+                    let line = format!("{what}  {:.1} s  {detail}", since.elapsed().as_secs_f32());
+                    let short: String = line.chars().take(100).collect();
+                    let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{} {short}", ui.paint("36", "·"));
+                }
+                let _ = write!(std::io::stderr().lock(), "\r\x1b[2K");
+            })
+        });
+        Step { what, detail, since: Instant::now(), stop: Some(stop), drawing, ui: self.clone() }
+    }
+
+    pub fn good(&self) -> String {
+        self.paint("32", "✓")
+    }
+
+    pub fn bad(&self) -> String {
+        self.paint("31", "✗")
+    }
+
+    pub fn warned(&self) -> String {
+        self.paint("33", "!")
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+/// One thing being done. Dropped without `done`, it failed: its line goes, and the error speaks.
+pub struct Step {
+    what: String,
+    detail: Arc<Mutex<String>>,
+    since: Instant,
+    stop: Option<mpsc::Sender<()>>,
+    drawing: Option<std::thread::JoinHandle<()>>,
+    ui: Ui,
+}
+
+impl Step {
+    /// What it is busy with just now.
+    pub fn detail(&self, text: &str) {
+        if let Ok(mut detail) = self.detail.lock() {
+            text.clone_into(&mut detail);
+        }
+    }
+
+    pub fn done(mut self) {
+        self.clear();
+        let took = self.since.elapsed();
+        let took = if took > Duration::from_millis(200) { format!("  {:.1} s", took.as_secs_f32()) } else { String::new() };
+        self.ui.say(format_args!("{} {}{took}", self.ui.good(), self.what));
+        remember(&self.what);
+    }
+
+    fn clear(&mut self) {
+        drop(self.stop.take());
+        if let Some(drawing) = self.drawing.take() {
+            let _ = drawing.join();
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Leave a structured entry in the system's journal, where there is one.
+fn remember(what: &str) {
+    if libsystemd::logging::connected_to_journal() || std::path::Path::new("/run/systemd/journal/socket").exists() {
+        let vars: HashMap<&str, &str> = HashMap::from([("SYSLOG_IDENTIFIER", "echoes-appliance"), ("ECHOES_STEP", what)]);
+        // A full or absent journal is no reason to stop an installation.
+        let _ = libsystemd::logging::journal_send(libsystemd::logging::Priority::Info, what, vars.into_iter());
+    }
+}
+
+/// Rows in columns as wide as their widest cell; the last column is left as long as it is.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().enumerate().map(|(c, cell)| {
+            if c + 1 == row.len() { cell.clone() } else { format!("{cell:<w$}", w = widths[c]) }
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["a".into(), "bbb".into(), "c".into()], vec!["aa".into(), "b".into(), "cc".into()]];
+        assert_eq!(table(&rows), "a   bbb  c\naa  b    cc");
+    }
+}
