@@ -1,0 +1,85 @@
+#!/bin/sh
+# Stands in for udev, which does not run where /sys is read-only. Two duties:
+#
+# before file systems are mounted (`udev first`), show this machine its own disks and no others: /sys lists
+# every block device of the host, so three directories of links in it are covered by shorter ones;
+#
+# then, for as long as the machine runs (`udev watch`), keep /dev/disk/azure, by-uuid and by-label true. A
+# device is looked at again when something was written to it, within a third of a second.
+set -eu
+# One line a disk: its LUN and its device, as in `0 loop3`.
+disks=/usr/lib/echoes-lab/disks
+[ -e $disks ] || disks=/dev/null
+
+# Its partitions too.
+nodes() {
+    for node in /dev/"$1" /dev/"$1"p*; do
+        [ ! -b "$node" ] || echo "${node#/dev/}"
+    done
+}
+
+cover() {
+    mkdir -p /run/echoes-lab/block /run/echoes-lab/class /run/echoes-lab/dev
+    while read -r _ disk; do
+        cp -P /sys/block/"$disk" /run/echoes-lab/block/
+        for node in $(nodes "$disk"); do
+            cp -P /sys/class/block/"$node" /run/echoes-lab/class/
+            cp -P /sys/dev/block/"$(cat /sys/class/block/"$node"/dev)" /run/echoes-lab/dev/
+        done
+    done <$disks
+    mount --bind /run/echoes-lab/block /sys/block
+    mount --bind /run/echoes-lab/class /sys/class/block
+    mount --bind /run/echoes-lab/dev /sys/dev/block
+}
+
+# Replace a directory of links with what blkid finds now.
+relink() {
+    mkdir -p /dev/disk/azure/scsi1 /dev/disk/by-uuid /dev/disk/by-label
+    seen=
+    while read -r lun disk; do
+        for node in $(nodes "$disk"); do
+            part=${node#"$disk"}
+            link=/dev/disk/azure/scsi1/lun$lun${part:+-part${part#p}}
+            [ -e "$link" ] || ln -s ../../../"$node" "$link"
+            for by in uuid label; do
+                value=$(blkid -p -o value -s "$(echo $by | tr a-z A-Z)" /dev/"$node" || true)
+                # As udev would, only names that need no escaping are shown here: others are rare.
+                case $value in '' | *[!A-Za-z0-9#+.:=@_-]*) continue ;; esac
+                seen="$seen by-$by/$value"
+                [ "$(readlink /dev/disk/by-$by/"$value")" = ../../"$node" ] ||
+                    ln -sfn ../../"$node" /dev/disk/by-$by/"$value"
+            done
+        done
+    done <$disks
+    for link in /dev/disk/by-uuid/* /dev/disk/by-label/*; do
+        [ -L "$link" ] || continue
+        case " $seen " in *" ${link#/dev/disk/} "*) ;; *) rm -f "$link" ;; esac
+    done
+}
+
+# How much was written so far, to all of them: the fifth to seventh numbers.
+writes() {
+    now=
+    while read -r _ disk; do
+        read -r _ _ _ _ ios _ sectors _ </sys/class/block/"$disk"/stat || continue
+        now="$now $ios/$sectors"
+    done <$disks
+}
+
+case $1 in
+first)
+    cover
+    relink
+    ;;
+watch)
+    [ $disks != /dev/null ] || exit 0
+    before=
+    while writes; do
+        if [ "$now" != "$before" ]; then
+            before=$now
+            relink
+        fi
+        sleep 0.3
+    done
+    ;;
+esac
