@@ -1,0 +1,4 @@
+//! The headquarters.
+
+pub mod mlflow;
+pub mod python;
