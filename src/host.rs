@@ -282,6 +282,14 @@ impl Host {
             .with_context(|| format!("reading {file}"))
     }
 
+    /// Free and total bytes of the file system that holds `path`.
+    pub fn room(&self, path: &Path) -> Result<(u64, u64)> {
+        let at = self.path(path);
+        let fs = nix::sys::statvfs::statvfs(&at).with_context(|| format!("looking at {}", path.display()))?;
+        let block = fs.fragment_size();
+        Ok((fs.blocks_available() * block, fs.blocks() * block))
+    }
+
     /// Open for appending, alone: a second process is told so rather than made to wait.
     pub fn ledger(&self, path: &Path) -> Result<Ledger> {
         let open = || -> std::io::Result<fs::File> {
@@ -331,6 +339,28 @@ fn absent<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
         Ok(it) => Ok(Some(it)),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+/// The person at the keyboard.
+pub struct Terminal;
+
+impl Terminal {
+    /// A line typed without being shown. Says so when there is no terminal.
+    pub fn secret(prompt: &str) -> Result<String> {
+        use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+        let mut tty = fs::OpenOptions::new().read(true).write(true).open("/dev/tty").context("opening the terminal")?;
+        let before = tcgetattr(&tty)?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(LocalFlags::ECHO);
+        tty.write_all(prompt.as_bytes())?;
+        tcsetattr(&tty, SetArg::TCSAFLUSH, &silent)?;
+        let mut line = String::new();
+        let read = BufReader::new(&tty).read_line(&mut line);
+        tcsetattr(&tty, SetArg::TCSAFLUSH, &before)?;
+        tty.write_all(b"\n")?;
+        read.context("reading from the terminal")?;
+        Ok(line.trim_end_matches(['\n', '\r']).to_owned())
     }
 }
 

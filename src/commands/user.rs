@@ -46,7 +46,7 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
             users::write(&host, path, &file)?;
             ui.say(match added {
                 Added::New => format!("{name} may log in"),
-                Added::Replaced => format!("{name} has a new password"),
+                Added::Changed => format!("{name} has a new password"),
             });
             if generate {
                 ui.out(password.reveal());
@@ -60,7 +60,7 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
             ui.say(format_args!("{name} is out"));
         }
         Command::List => {
-            let rows: Vec<_> = file.list().into_iter().map(|user| vec![user.name, user.kind.to_string()]).collect();
+            let rows: Vec<_> = file.list().into_iter().map(|user| vec![user.user, user.kind.to_string()]).collect();
             if rows.is_empty() {
                 ui.say("nobody may log in");
             } else {
@@ -85,9 +85,9 @@ fn ask(prompt: &str, new: bool) -> Result<Password> {
         if new && crate::host::Terminal::secret("again: ")? != first {
             bail!("the two are not the same");
         }
-        return Password::try_from(first);
+        return first.parse();
     }
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line).context("reading the password from standard input")?;
-    Password::try_from(line.trim_end_matches(['\n', '\r']).to_owned())
+    line.trim_end_matches(['\n', '\r']).parse()
 }

@@ -5,7 +5,7 @@ use super::{
     disk, docs,
     machine::{Machine, UNPACKAGED},
     mlflow, nginx,
-    python::{self, Env},
+    python,
     resource::{Expected, File, Load, Resource, Tool, Unit},
     service::Service,
 };
@@ -83,8 +83,9 @@ const SANDBOX: &str = include_str!("../../templates/sandbox");
 /// The dashboard's page.
 const PAGE: &[(&str, &str)] = &[
     ("index.html", include_str!("../../assets/dashboard/index.html")),
-    ("dashboard.js", include_str!("../../assets/dashboard/dashboard.js")),
-    ("dashboard.css", include_str!("../../assets/dashboard/dashboard.css")),
+    ("app.js", include_str!("../../assets/dashboard/app.js")),
+    ("style.css", include_str!("../../assets/dashboard/style.css")),
+    ("icon.svg", include_str!("../../assets/dashboard/icon.svg")),
 ];
 
 /// What is installed for whom, on which machine, with which disk.
@@ -151,17 +152,14 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.extend(LINKED.iter().map(|dir| Resource::Link { path: code.join(dir), target: data.join(dir) }));
     }
 
-    let mut python = None;
+    let mut env = None;
     if has(Service::Mlflow) || has(Service::Tensorboard) {
-        let env = Env::services(machine.python)?;
-        python = Some(env.marker());
-        all.push(Resource::Env(env));
+        env = Some(python::marker_of(&python::SERVICES));
+        all.push(Resource::Env(&python::SERVICES));
     }
     if has(Service::Docs) {
-        let env = Env::docs(machine.python)?;
-        let site = docs::Site::new(config.docs.source.to_path(), DOCS.into(), &env);
-        all.push(Resource::Env(env));
-        all.push(Resource::Site(site));
+        all.push(Resource::Env(&python::DOCS));
+        all.push(Resource::Site(docs::Site::new(config.docs.source.to_path(), DOCS.into())));
     }
     if has(Service::Dashboard) {
         all.extend(PAGE.iter().map(|(name, text)| plain(Path::new(DASHBOARD).join(name), text)));
@@ -172,15 +170,15 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.push(Resource::File(File { path, mode: 0o600, group: None, text, secret: true }));
     }
 
-    all.extend(services.iter().map(|service| Resource::Certificate { host: service.host(config) }));
+    all.extend(services.iter().map(|service| Resource::Certificate { host: service.host(config), domain: config.domain.to_string() }));
     if guarded {
         all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
         all.extend(draw.unit(AUTH, &[], &machine.build)?);
     }
     for service in services {
         let (reads, with) = match service {
-            Service::Mlflow => (vec![python.clone(), Some(mlflow::ENVIRONMENT.into())], ""),
-            Service::Tensorboard => (vec![python.clone()], ""),
+            Service::Mlflow => (vec![env.clone(), Some(mlflow::ENVIRONMENT.into())], ""),
+            Service::Tensorboard => (vec![env.clone()], ""),
             Service::Dashboard | Service::Docs => (vec![], machine.build.as_str()),
         };
         let reads: Vec<PathBuf> = reads.into_iter().flatten().collect();
@@ -234,7 +232,7 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
             all.push(Resource::Link { path, target: etc(template.name) });
         }
     }
-    reads.extend(site.services.iter().map(|service| tls::store::current(&service.host(site.config)).join("fullchain.pem")));
+    reads.extend(site.services.iter().map(|service| tls::store::paths(&service.host(site.config)).0));
     all.push(Resource::Unit(Unit { name: nginx::UNIT.into(), reads, with: String::new(), load: Load::Reload }));
     Ok(all)
 }
@@ -261,7 +259,7 @@ impl Drawing {
         context.insert("reject_handshake", &(machine.nginx >= (1, 20)));
         context.insert("tls", tls::store::DIR);
         context.insert("mounted", &disk.is_some());
-        context.insert("python", python::SERVICES);
+        context.insert("env", &python::link(&python::SERVICES));
         Ok(Self { context })
     }
 

@@ -2,7 +2,7 @@
 //! nobody sees it and swapped in whole.
 
 use super::{
-    python::Env,
+    python,
     receipt::{Book, Entry, Receipt},
     resource::{Seen, hash_of, missing_dirs},
 };
@@ -42,14 +42,11 @@ pub struct Site {
     source: Option<PathBuf>,
     /// Where it is served from.
     to: PathBuf,
-    /// Where the environment with MkDocs is, and the file that says it is complete.
-    env: PathBuf,
-    marker: PathBuf,
 }
 
 impl Site {
-    pub fn new(source: Option<PathBuf>, to: PathBuf, env: &Env) -> Self {
-        Self { source, to, env: env.link(), marker: env.marker() }
+    pub fn new(source: Option<PathBuf>, to: PathBuf) -> Self {
+        Self { source, to }
     }
 
     pub fn owns(&self) -> Vec<PathBuf> {
@@ -87,7 +84,7 @@ impl Site {
         host.remove_tree(&next)?;
         host.make_dir(&next)?;
         // A project's plugins are programs: they run as a user who owns nothing but the directory they fill.
-        let (mkdocs, to) = (self.env.join("bin/mkdocs").display().to_string(), next.display().to_string());
+        let (mkdocs, to) = (python::link(&python::DOCS).join("bin/mkdocs").display().to_string(), next.display().to_string());
         let sandbox = |property: &str| format!("--property={property}");
         let build = Cmd::new("systemd-run", [
             "--quiet".into(), "--wait".into(), "--pipe".into(), "--collect".into(),
@@ -124,7 +121,7 @@ impl Site {
 
     /// What it is built from: every file of the source, and the version of MkDocs.
     fn hash(&self, host: &Host) -> Result<String> {
-        let mut files = vec![self.marker.clone()];
+        let mut files = vec![python::marker_of(&python::DOCS)];
         let Some(source) = &self.source else {
             let pages: String = PAGES.iter().map(|(name, text)| format!("{name}\n{text}\n")).collect();
             return hash_of(host, &files, &pages);

@@ -4,8 +4,10 @@
 
 pub mod apt;
 pub mod blueprint;
+pub mod certificate;
 pub mod disk;
 pub mod docs;
+pub mod env;
 pub mod eyes;
 pub mod htpasswd;
 pub mod machine;

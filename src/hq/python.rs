@@ -19,7 +19,7 @@ pub type Version = (u8, u8);
 
 /// Requirements with hashes. One text serves every Python from 3.8 on: its markers say which version each
 /// gets.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Lock {
     pub name: &'static str,
     text: &'static str,
@@ -33,7 +33,10 @@ pub const DOCS: Lock =
     Lock { name: "docs", text: include_str!("../../assets/python/docs.txt"), wants: (3, 8) };
 const UV: Lock = Lock { name: "uv", text: include_str!("../../assets/python/uv.txt"), wants: (3, 8) };
 
-const HOME: &str = "/opt/echoes-appliance";
+/// All environments, and whatever else Python needs.
+pub const HOME: &str = "/opt/echoes-appliance";
+/// The parent of every cache of ours.
+pub const CACHE_HOME: &str = "/var/cache/echoes-appliance";
 /// Downloads, until an environment is complete: what a killed install does not fetch twice. Files are hard
 /// links into the environment, so on one file system it takes no room.
 const CACHE: &str = "/var/cache/echoes-appliance/uv";
@@ -119,6 +122,11 @@ pub enum Seen {
 /// The name the services use: `/opt/echoes-appliance/services/bin/mlflow`.
 pub fn link(lock: &Lock) -> PathBuf {
     Path::new(HOME).join(lock.name)
+}
+
+/// The file that changes with the environment the link leads to: what its users read.
+pub fn marker_of(lock: &Lock) -> PathBuf {
+    link(lock).join(MARKER)
 }
 
 /// Where the link points now: what to `switch` back to when a new environment does not answer.

@@ -7,7 +7,9 @@
 use super::{
     apt,
     blueprint::DataDisk,
+    certificate, env,
     eyes::Eyes,
+    python,
     receipt::{Book, Entry, Receipt},
 };
 use crate::{
@@ -39,9 +41,9 @@ pub enum Resource {
     /// Files of a service on a disk that came from another machine, where the service had another number.
     Owned { path: PathBuf, user: String },
     /// A Python environment.
-    Env(super::python::Env),
-    /// The certificate of one host name, by our own authority.
-    Certificate { host: String },
+    Env(&'static python::Lock),
+    /// The certificate of one host name, by our own authority for the domain.
+    Certificate { host: String, domain: String },
     /// A password file with at least one user in it.
     FirstUser { path: PathBuf, user: String },
     /// A static site built by MkDocs.
@@ -162,8 +164,8 @@ impl Resource {
                 let (Some(meta), Some(uid)) = (host.meta(path)?, host.uid(user)?) else { return Ok(Seen::Right) };
                 if meta.uid == uid { Ok(Seen::Right) } else { wrong(format!("belongs to user {}", meta.uid)) }
             }
-            Self::Env(env) => env.look(host),
-            Self::Certificate { host: name } => crate::tls::look(host, name),
+            Self::Env(lock) => env::look(host, lock),
+            Self::Certificate { host: name, domain } => certificate::look(host, domain, name),
             Self::FirstUser { path, .. } => super::users::look(host, path),
             Self::Site(site) => site.look(host, receipt),
         }
@@ -207,8 +209,8 @@ impl Resource {
                 let path = path.display().to_string();
                 host.run(&Cmd::new("chown", ["-R", "-h", &format!("{user}:{user}"), &path])).map(drop)
             }
-            Self::Env(env) => env.make(host, book, step),
-            Self::Certificate { host: name } => crate::tls::make(host, name, book),
+            Self::Env(lock) => env::make(host, lock, book, step),
+            Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
             Self::FirstUser { path, user } => super::users::make_first(host, path, user, book),
             Self::Site(site) => site.make(host, book, step),
             Self::Unit(unit) => unit.make(host, book),
@@ -227,8 +229,8 @@ impl Resource {
     /// The paths that stay while this is wanted, and whose contents a unit may read.
     pub fn owns(&self) -> Vec<PathBuf> {
         match self {
-            Self::Env(env) => env.owns(),
-            Self::Certificate { host } => crate::tls::owns(host),
+            Self::Env(lock) => env::owns(lock),
+            Self::Certificate { host, .. } => certificate::owns(host),
             Self::FirstUser { path, .. } => vec![path.clone()],
             Self::Site(site) => site.owns(),
             _ => self.path().map(Into::into).into_iter().collect(),
@@ -436,8 +438,8 @@ impl fmt::Display for Resource {
             Self::Program { path, .. } => write!(f, "program {}", path.display()),
             Self::FileSystem(disk) => write!(f, "file system on {}", disk.device),
             Self::Owned { path, user } => write!(f, "{} as {user}'s", path.display()),
-            Self::Env(env) => write!(f, "{env}"),
-            Self::Certificate { host } => write!(f, "certificate for {host}"),
+            Self::Env(lock) => write!(f, "Python environment {}", lock.name),
+            Self::Certificate { host, .. } => write!(f, "certificate for {host}"),
             Self::FirstUser { path, .. } => write!(f, "a user in {}", path.display()),
             Self::Site(site) => write!(f, "{site}"),
             Self::Unit(unit) => write!(f, "unit {}", unit.name),

@@ -1,6 +1,7 @@
 //! What we serve ourselves, always behind nginx: static sites, the dashboard, and the gate that nginx asks
 //! before it lets anybody in. All of it listens on loopback or on a unix socket, never beyond this machine.
 
+pub mod client;
 pub mod dashboard;
 pub mod gate;
 pub mod memory;
@@ -26,6 +27,12 @@ pub fn run(server: impl Future<Output = Result<()>>) -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.context("starting the async runtime")?.block_on(server)
+}
+
+/// One answer from the async side, for the synchronous rest.
+pub fn block_on<T>(asking: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("starting the async runtime")?.block_on(asking)
 }
 
 /// Serve until SIGTERM or SIGINT. Tells systemd when it listens, what it serves and when it stops.
