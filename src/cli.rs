@@ -76,7 +76,7 @@ impl Cli {
             Command::Uninstall(args) => uninstall::run(args, ui),
             Command::User(command) => user::run(command, ui),
             Command::Config(command) => config::run(command, &settings, ui),
-            Command::Ca(command) => ca::run(command, ui),
+            Command::Ca(command) => ca::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
             Command::WaitFor(args) => wait_for::run(args),

@@ -1,7 +1,10 @@
 //! `ca`: the headquarters' own certificate authority.
 
-use super::this_machine;
-use crate::{tls, ui::{Try as _, Ui}};
+use super::{config::Settings, this_machine};
+use crate::{
+    tls::{internal::Authority, trust},
+    ui::{Try as _, Ui},
+};
 use anyhow::{Context as _, Result};
 
 #[derive(clap::Subcommand)]
@@ -14,12 +17,14 @@ pub enum Command {
     },
 }
 
-pub fn run(command: Command, ui: &Ui) -> Result<u8> {
+pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
     let Command::Export { pem } = command;
-    let cert = tls::internal::exported(&this_machine())?.context("there is no authority yet").or_try("sudo echoes-appliance install")?;
+    let (cert, facts) =
+        Authority::read(&this_machine())?.context("there is no authority yet").or_try("sudo echoes-appliance install")?;
     ui.out(cert.trim_end());
     if !pem {
-        ui.say(tls::internal::trust_words());
+        let domain = settings.read(&this_machine())?.domain;
+        ui.say(trust::words("ca.crt", domain.as_str(), &facts.fingerprint));
     }
     Ok(0)
 }

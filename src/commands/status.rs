@@ -8,11 +8,10 @@ use crate::{
     hq::{
         disk::size_words,
         eyes::{Eyes, UnitFacts},
-        python,
+        probe, python,
         receipt::Receipt,
         service::Service,
     },
-    tls,
     ui::{Ui, table},
 };
 use anyhow::Result;
@@ -84,8 +83,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known: bool) -> ServiceStatus {
     let number = |name: &str| facts.properties.get(name).and_then(|n| n.parse::<u64>().ok());
     let version = match service {
-        Service::Mlflow => python::version(host, "mlflow"),
-        Service::Tensorboard => python::version(host, "tensorboard"),
+        Service::Mlflow => python::installed(host, "mlflow"),
+        Service::Tensorboard => python::installed(host, "tensorboard"),
         Service::Dashboard | Service::Docs => Some(env!("CARGO_PKG_VERSION").into()),
     };
     let since = facts.properties.get("ActiveEnterTimestampMonotonic").and_then(|n| n.parse::<u64>().ok());
@@ -102,7 +101,7 @@ fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known:
         memory: number("MemoryCurrent").filter(|n| *n < u64::MAX / 2 && facts.active == "active"),
         uptime,
         url: service.url(config),
-        certificate_days_left: tls::on_disk(host, &service.host(config)).ok().map(|cert| cert.days_left()),
+        certificate_days_left: probe::on_disk(host, &service.host(config)).ok().map(|cert| probe::days_left(&cert)),
         last_error: last_error(host, &service.unit()).filter(|_| known),
     }
 }

@@ -18,6 +18,7 @@ pub mod probe;
 pub mod python;
 pub mod receipt;
 pub mod resource;
+pub mod scalar;
 pub mod service;
 pub mod survey;
 pub mod undo;

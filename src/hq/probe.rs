@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     host::{Cmd, Host},
     patience::Patience,
-    tls,
+    tls::{self, internal::Authority, store},
     web::{
         block_on,
         client::{Answer, Client},
@@ -26,6 +26,7 @@ use std::{
     collections::BTreeSet,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// A second password file, on a tmpfs, with one user who lives as long as one validation.
@@ -76,7 +77,7 @@ const OF_SERVICES: &[(&str, &[Service], Ask, &str)] = &[
 impl<'a> Scene<'a> {
     pub fn new(host: &'a Host, config: &'a Config, services: &'a BTreeSet<Service>) -> Result<Self> {
         let names: Vec<String> = services.iter().map(|service| service.host(config)).collect();
-        let ca = tls::internal::exported(host)?;
+        let ca = Authority::read(host)?.map(|(pem, _)| pem);
         let client = Client::through_nginx(&names, ca.as_deref())?;
         Ok(Self { host, config, services, client, visitor: None })
     }
@@ -202,12 +203,24 @@ fn password(scene: &Scene, service: Service) -> Result<String> {
 
 fn certificate(scene: &Scene, service: Service) -> Result<String> {
     let name = service.host(scene.config);
-    let file = tls::on_disk(scene.host, &name)?;
-    let served = block_on(tls::served((Ipv4Addr::LOCALHOST, 443).into(), &name))?;
-    ensure!(file.fingerprint == served.fingerprint, "nginx serves another certificate than the one in {}", file.path.display());
-    let left = file.days_left();
+    let file = on_disk(scene.host, &name)?;
+    let served = tls::served((Ipv4Addr::LOCALHOST, 443).into(), &name, Duration::from_secs(5))?;
+    ensure!(served.is(&file), "nginx serves another certificate than the one in {}", store::paths(&name).0.display());
+    let left = days_left(&file);
     ensure!(left > 0, "it ended {} days ago", -left);
     Ok(format!("served as on disk, {left} days left"))
+}
+
+/// What is said by the certificate that nginx is told to serve for a host.
+pub fn on_disk(host: &Host, name: &str) -> Result<store::Facts> {
+    let file = store::paths(name).0;
+    let pem = host.read_text(&file)?.with_context(|| format!("{} is not there", file.display()))?;
+    store::facts(&pem)
+}
+
+/// Whole days until a certificate ends; less than nothing when it did.
+pub fn days_left(facts: &store::Facts) -> i64 {
+    (facts.not_after - time::OffsetDateTime::now_utc()).whole_days()
 }
 
 fn unit(scene: &Scene, service: Service) -> Result<String> {

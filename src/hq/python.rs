@@ -129,6 +129,17 @@ pub fn marker_of(lock: &Lock) -> PathBuf {
     link(lock).join(MARKER)
 }
 
+/// The version of a package in the services' environment, by the directory that its installation left.
+pub fn installed(host: &Host, package: &str) -> Option<String> {
+    let lib = link(&SERVICES).join("lib");
+    let python = host.list(&lib).ok()?.into_iter().find(|name| name.starts_with("python"))?;
+    let names = host.list(&lib.join(python).join("site-packages")).ok()?;
+    names.iter().find_map(|name| {
+        let version = name.strip_prefix(package)?.strip_prefix('-')?.strip_suffix(".dist-info")?;
+        Some(version.to_owned())
+    })
+}
+
 /// Where the link points now: what to `switch` back to when a new environment does not answer.
 pub fn current(host: &Host, lock: &Lock) -> Result<Option<PathBuf>> {
     Ok(match host.meta(&link(lock))?.map(|meta| meta.kind) {

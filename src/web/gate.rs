@@ -93,7 +93,8 @@ const COUNTED: usize = 4096;
 pub struct Gate {
     /// Where nginx asks. The socket belongs to our user and group and lets only these in.
     pub socket: PathBuf,
-    pub htpasswd: PathBuf,
+    /// Read as one, in this order. The first must be there; others come and go.
+    pub htpasswd: Vec<PathBuf>,
     /// What the browser shows when it asks for the password.
     pub realm: String,
 }
@@ -104,7 +105,7 @@ pub async fn serve(host: &Host, gate: Gate) -> Result<()> {
     let keeper = Arc::new(Keeper::new(Instant::now, journal)?);
     keeper.read(host, &gate.htpasswd);
     let listener = listen(host, &gate.socket)?;
-    let status = format!("asked on {}, by {}", gate.socket.display(), gate.htpasswd.display());
+    let status = format!("asked on {}, by {}", gate.socket.display(), gate.htpasswd.first().map_or("?".into(), |path| path.display().to_string()));
     tokio::select! {
         served = attend(listener, app(keeper.clone(), realm), &status) => served,
         never = keeper.watch(host, &gate.htpasswd) => match never {},
@@ -244,19 +245,29 @@ impl Keeper {
 
     /// Keep up with the password file, for ever. Stays on the thread it is awaited on, so that reading holds
     /// up no request.
-    async fn watch(&self, host: &Host, path: &Path) -> std::convert::Infallible {
+    async fn watch(&self, host: &Host, paths: &[PathBuf]) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(LOOK).await;
-            self.read(host, path);
+            self.read(host, paths);
         }
     }
 
     /// Read the password file if it is not as it was.
-    fn read(&self, host: &Host, path: &Path) {
+    fn read(&self, host: &Host, paths: &[PathBuf]) {
         let read = || -> Result<Vec<u8>> {
-            let meta = host.meta(path)?.context("there is no such file")?;
-            anyhow::ensure!(meta.len <= LONGEST_FILE, "it is longer than {LONGEST_FILE} bytes");
-            host.read(path)?.context("there is no such file")
+            let mut all = Vec::new();
+            for (n, path) in paths.iter().enumerate() {
+                let Some(meta) = host.meta(path)? else {
+                    anyhow::ensure!(n > 0, "there is no such file");
+                    continue;
+                };
+                anyhow::ensure!(meta.len <= LONGEST_FILE, "it is longer than {LONGEST_FILE} bytes");
+                all.extend(host.read(path)?.unwrap_or_default());
+                if all.last().is_some_and(|last| *last != b'\n') {
+                    all.push(b'\n');
+                }
+            }
+            Ok(all)
         };
         let (bytes, users) = match read() {
             Ok(bytes) => {
