@@ -1,4 +1,5 @@
 mod host;
+mod hq;
 mod journal;
 
 fn main() {}
