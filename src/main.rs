@@ -1,5 +1,6 @@
 mod host;
 mod hq;
 mod journal;
+mod tls;
 
 fn main() {}
