@@ -283,7 +283,7 @@ impl Keeper {
             return;
         }
         match (&was.users, &users) {
-            (_, Err(why)) => (self.say)(Refusal::Closed(format!("{}: {why}", path.display()))),
+            (_, Err(why)) => (self.say)(Refusal::Closed(format!("{}: {why}", paths.first().map_or_else(String::new, |p| p.display().to_string())))),
             (Err(_), Ok(_)) => (self.say)(Refusal::Open),
             (Ok(_), Ok(_)) => {}
         }
@@ -534,7 +534,7 @@ mod tests {
             );
             let town = Self { dir, keeper: Arc::new(keeper.unwrap()), seconds, said };
             town.write(users);
-            town.keeper.read(&town.host(), Path::new(HTPASSWD));
+            town.keeper.read(&town.host(), &[PathBuf::from(HTPASSWD)]);
             town
         }
 
@@ -543,7 +543,7 @@ mod tests {
         }
 
         fn write(&self, users: &str) {
-            self.host().write(Path::new(HTPASSWD), 0o640, users.as_bytes()).unwrap();
+            self.host().write(&[PathBuf::from(HTPASSWD)], 0o640, users.as_bytes()).unwrap();
         }
 
         fn pass(&self, time: Duration) {
@@ -560,7 +560,7 @@ mod tests {
             let served = attend_until(listener, app, async { drop(ended.await) });
             tokio::select! {
                 served = async { tokio::join!(served, async { story(self).await; end.send(()).unwrap() }) } => served.0.unwrap(),
-                never = self.keeper.watch(&host, Path::new(HTPASSWD)) => match never {},
+                never = self.keeper.watch(&host, &[PathBuf::from(HTPASSWD)]) => match never {},
             }
         }
 
@@ -667,7 +667,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         town.write(&line("bob", "bob-password"));
-        town.keeper.read(&town.host(), Path::new(HTPASSWD));
+        town.keeper.read(&town.host(), &[PathBuf::from(HTPASSWD)]);
         drop(held);
         assert_eq!(asked.await.unwrap(), Answer::Who);
     }
@@ -679,7 +679,7 @@ mod tests {
         town.while_open(async |town| {
             let login = basic("alice", "alice-password");
             assert_eq!(town.status(&login, HERE).await, 204);
-            let path = Path::new(HTPASSWD);
+            let path = &[PathBuf::from(HTPASSWD)];
             let shut = async |what: &str| {
                 tokio::time::sleep(Duration::from_millis(600)).await;
                 assert_eq!(town.status(&login, HERE).await, 503, "{what}");
