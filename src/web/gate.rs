@@ -259,7 +259,9 @@ impl Keeper {
             anyhow::ensure!(meta.len <= LONGEST_FILE, "it is longer than {LONGEST_FILE} bytes");
             host.read(path)?.context("there is no such file")
         };
+        let was = self.file();
         let (bytes, users) = match read() {
+            Ok(bytes) if was.bytes.as_ref() == Some(&bytes) => return,
             Ok(bytes) => {
                 let users = Htpasswd::parse(&bytes);
                 let none = "it holds no user with a bcrypt hash; `echoes-appliance user add NAME` adds one";
@@ -268,8 +270,7 @@ impl Keeper {
             }
             Err(e) => (None, Err(format!("{e:#}"))),
         };
-        let was = self.file();
-        if was.bytes == bytes && was.users.as_ref().err() == users.as_ref().err() {
+        if bytes.is_none() && was.users.as_ref().err() == users.as_ref().err() {
             return;
         }
         match (&was.users, &users) {
