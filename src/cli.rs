@@ -1,7 +1,9 @@
 //! The whole command tree and its dispatch, on one screen.
 
 use crate::{
-    commands::{ca, config, install, logs, plan, renew, restart, serve, status, uninstall, user, validate, wait_for},
+    commands::{
+        ca, config, install, logs, plan, renew, restart, serve, status, uninstall, user, validate, wait_for,
+    },
     ui::Ui,
 };
 use anyhow::Result;

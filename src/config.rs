@@ -132,7 +132,8 @@ impl Config {
             e.set_input(Some(file));
             anyhow::anyhow!("{}", e.to_string().trim_end())
         };
-        let over = DeTable::parse(file).map_err(named).with_context(|| format!("reading {}", path.display()))?;
+        let over =
+            DeTable::parse(file).map_err(named).with_context(|| format!("reading {}", path.display()))?;
         overlay(&mut table, over);
         let with_file: Self = deserialize(table.clone())
             .map_err(named)
@@ -141,12 +142,15 @@ impl Config {
             return with_file.checked();
         }
         for setting in set {
-            let over = DeTable::parse(&setting.toml).with_context(|| format!("reading --set {}", setting.key))?;
+            let over =
+                DeTable::parse(&setting.toml).with_context(|| format!("reading --set {}", setting.key))?;
             overlay(&mut table, over);
             let mut trial = table.clone();
             trial.get_mut().make_owned();
             let checked: Result<Self, _> = deserialize(trial);
-            checked.map_err(|e| anyhow::anyhow!("{}", e.message())).with_context(|| format!("checking --set {setting}"))?;
+            checked
+                .map_err(|e| anyhow::anyhow!("{}", e.message()))
+                .with_context(|| format!("checking --set {setting}"))?;
         }
         deserialize::<Self>(table).context("checking the settings")?.checked()
     }
@@ -216,7 +220,8 @@ pub struct Setting {
 
 impl Setting {
     pub fn new(key: &str, value: &str) -> Result<Self> {
-        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+        let part =
+            |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
         ensure!(key.split('.').all(part), "`{key}` is not a setting; they look like data.disk");
         let plain = format!("{key} = {value}");
         let toml = match plain.parse::<toml::Table>() {
@@ -401,7 +406,10 @@ text! {
 
 fn is_path(path: &str) -> bool {
     let part = |p: &str| {
-        !p.is_empty() && p != "." && p != ".." && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        !p.is_empty()
+            && p != "."
+            && p != ".."
+            && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
     path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(part))
 }
@@ -452,8 +460,13 @@ mod tests {
 
     #[test]
     fn layers_override_in_order() {
-        let config = parse("domain = \"a.example\"\n[mlflow]\nport = 9", &["mlflow.port=10", "docs.auth=true"]).unwrap();
-        assert_eq!((config.domain.as_str(), config.mlflow.port.get(), config.docs.auth), ("a.example", 10, true));
+        let config =
+            parse("domain = \"a.example\"\n[mlflow]\nport = 9", &["mlflow.port=10", "docs.auth=true"])
+                .unwrap();
+        assert_eq!(
+            (config.domain.as_str(), config.mlflow.port.get(), config.docs.auth),
+            ("a.example", 10, true)
+        );
         assert_eq!(config.tensorboard.port.get(), 6006);
     }
 
@@ -469,13 +482,19 @@ mod tests {
 
     #[test]
     fn texts_that_would_be_read_as_something_else_are_refused() {
-        for bad in ["data.path=/a b", "data.path=/a/../b", "data.path=relative", "data.path=/a%h", "data.path=/a;b"] {
+        for bad in
+            ["data.path=/a b", "data.path=/a/../b", "data.path=relative", "data.path=/a%h", "data.path=/a;b"]
+        {
             assert!(parse("", &[bad]).is_err(), "{bad}");
         }
-        for bad in ["mlflow.backend=mysql://a", "mlflow.artifacts=s3://a;b", "mlflow.memory_max=0G", "auth.user=a:b"] {
+        for bad in
+            ["mlflow.backend=mysql://a", "mlflow.artifacts=s3://a;b", "mlflow.memory_max=0G", "auth.user=a:b"]
+        {
             assert!(parse("", &[bad]).is_err(), "{bad}");
         }
-        for good in ["data.disk=/dev/disk/by-id/scsi-1:2", "mlflow.backend=postgresql://u:p@h/db", "data.disk=none"] {
+        for good in
+            ["data.disk=/dev/disk/by-id/scsi-1:2", "mlflow.backend=postgresql://u:p@h/db", "data.disk=none"]
+        {
             parse("", &[good]).unwrap();
         }
     }
@@ -517,9 +536,15 @@ mod tests {
     fn a_setting_is_written_into_the_file_with_its_comments_kept() {
         let file = "# ours\ndomain = \"a.b\" # public\n\n[mlflow]\nport = 1\n";
         let set: Setting = "domain=c.d".parse().unwrap();
-        assert_eq!(set.write_into(file).unwrap(), "# ours\ndomain = \"c.d\" # public\n\n[mlflow]\nport = 1\n");
+        assert_eq!(
+            set.write_into(file).unwrap(),
+            "# ours\ndomain = \"c.d\" # public\n\n[mlflow]\nport = 1\n"
+        );
         let set: Setting = "data.disk=none".parse().unwrap();
-        assert_eq!(set.write_into("domain = \"a.b\"\n").unwrap(), "domain = \"a.b\"\n\n[data]\ndisk = \"none\"\n");
+        assert_eq!(
+            set.write_into("domain = \"a.b\"\n").unwrap(),
+            "domain = \"a.b\"\n\n[data]\ndisk = \"none\"\n"
+        );
     }
 
     #[test]

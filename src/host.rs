@@ -158,7 +158,8 @@ impl Host {
 
     /// What the kernel's own tables call this file.
     pub fn inode(&self, path: &Path) -> Result<Option<u64>> {
-        let meta = absent(fs::metadata(self.path(path))).with_context(|| format!("looking at {}", path.display()))?;
+        let meta = absent(fs::metadata(self.path(path)))
+            .with_context(|| format!("looking at {}", path.display()))?;
         Ok(meta.map(|meta| meta.ino()))
     }
 
@@ -349,7 +350,8 @@ impl Terminal {
     /// A line typed without being shown. Says so when there is no terminal.
     pub fn secret(prompt: &str) -> Result<String> {
         use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
-        let mut tty = fs::OpenOptions::new().read(true).write(true).open("/dev/tty").context("opening the terminal")?;
+        let mut tty =
+            fs::OpenOptions::new().read(true).write(true).open("/dev/tty").context("opening the terminal")?;
         let before = tcgetattr(&tty)?;
         let mut silent = before.clone();
         silent.local_flags.remove(LocalFlags::ECHO);

@@ -36,10 +36,21 @@ mod tests {
     fn the_last_answer_is_the_one_reported() {
         let patience = Patience { at_most: Duration::ZERO, between: Duration::ZERO };
         let mut asked = 0;
-        let err = patience.until(|| -> Result<()> { asked += 1; anyhow::bail!("no {asked}") }).unwrap_err();
+        let err = patience
+            .until(|| -> Result<()> {
+                asked += 1;
+                anyhow::bail!("no {asked}")
+            })
+            .unwrap_err();
         assert_eq!(err.to_string(), "no 1");
         let mut left = 3;
         let patience = Patience { at_most: Duration::from_secs(9), between: Duration::ZERO };
-        patience.until(|| { left -= 1; anyhow::ensure!(left == 0); Ok(()) }).unwrap();
+        patience
+            .until(|| {
+                left -= 1;
+                anyhow::ensure!(left == 0);
+                Ok(())
+            })
+            .unwrap();
     }
 }

@@ -82,8 +82,10 @@ impl Ui {
     /// The whole error: what we were doing first, the reason last, then what to try.
     pub fn error(&self, error: &Error) {
         let (hint, code) = (error.downcast_ref::<Hint>(), error.downcast_ref::<Code>());
-        let aside: Vec<_> = [hint.map(ToString::to_string), code.map(ToString::to_string)].into_iter().flatten().collect();
-        let chain: Vec<_> = error.chain().map(ToString::to_string).filter(|part| !aside.contains(part)).collect();
+        let aside: Vec<_> =
+            [hint.map(ToString::to_string), code.map(ToString::to_string)].into_iter().flatten().collect();
+        let chain: Vec<_> =
+            error.chain().map(ToString::to_string).filter(|part| !aside.contains(part)).collect();
         let mut err = std::io::stderr().lock();
         let _ = writeln!(err, "{} {}", self.paint("31", "error:"), chain.join("\n  because: "));
         if let Some(Hint(hint)) = hint {
@@ -100,7 +102,9 @@ impl Ui {
             let (what, detail, ui) = (what.clone(), Arc::clone(&detail), self.clone());
             std::thread::spawn(move || {
                 let since = Instant::now();
-                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_millis(100)) {
+                while let Err(mpsc::RecvTimeoutError::Timeout) =
+                    stopped.recv_timeout(Duration::from_millis(100))
+                {
                     let detail = detail.lock().map(|d| d.clone()).unwrap_or_default();
                     let line = format!("{what}  {:.1} s  {detail}", since.elapsed().as_secs_f32());
                     let short: String = line.chars().take(100).collect();
@@ -150,7 +154,11 @@ impl Step {
     pub fn done(mut self) {
         self.clear();
         let took = self.since.elapsed();
-        let took = if took > Duration::from_millis(200) { format!("  {:.1} s", took.as_secs_f32()) } else { String::new() };
+        let took = if took > Duration::from_millis(200) {
+            format!("  {:.1} s", took.as_secs_f32())
+        } else {
+            String::new()
+        };
         self.ui.say(format_args!("{} {}{took}", self.ui.good(), self.what));
         remember(&self.what);
     }
@@ -171,17 +179,22 @@ impl Drop for Step {
 
 /// Leave a structured entry in the system's journal, where there is one.
 fn remember(what: &str) {
-    if libsystemd::logging::connected_to_journal() || std::path::Path::new("/run/systemd/journal/socket").exists() {
-        let vars: HashMap<&str, &str> = HashMap::from([("SYSLOG_IDENTIFIER", "echoes-appliance"), ("ECHOES_STEP", what)]);
+    if libsystemd::logging::connected_to_journal()
+        || std::path::Path::new("/run/systemd/journal/socket").exists()
+    {
+        let vars: HashMap<&str, &str> =
+            HashMap::from([("SYSLOG_IDENTIFIER", "echoes-appliance"), ("ECHOES_STEP", what)]);
         // A full or absent journal is no reason to stop an installation.
-        let _ = libsystemd::logging::journal_send(libsystemd::logging::Priority::Info, what, vars.into_iter());
+        let _ =
+            libsystemd::logging::journal_send(libsystemd::logging::Priority::Info, what, vars.into_iter());
     }
 }
 
 /// Rows in columns as wide as their widest cell; the last column is left as long as it is.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let width =
+        |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().enumerate().map(|(c, cell)| {

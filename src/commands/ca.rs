@@ -19,8 +19,9 @@ pub enum Command {
 
 pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
     let Command::Export { pem } = command;
-    let (cert, facts) =
-        Authority::read(&this_machine())?.context("there is no authority yet").or_try("sudo echoes-appliance install")?;
+    let (cert, facts) = Authority::read(&this_machine())?
+        .context("there is no authority yet")
+        .or_try("sudo echoes-appliance install")?;
     ui.out(cert.trim_end());
     if !pem {
         let domain = settings.read(&this_machine())?.domain;

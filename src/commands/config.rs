@@ -62,7 +62,9 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
             let path = &settings.config;
             let there = || anyhow::bail!("{} is there already", path.display());
             if host.exists(path)? {
-                there().or_try("`echoes-appliance config show` shows what is in force; --stdout shows the defaults")?;
+                there().or_try(
+                    "`echoes-appliance config show` shows what is in force; --stdout shows the defaults",
+                )?;
             }
             // It may come to hold a database password.
             host.write(path, 0o640, config::DEFAULTS.as_bytes())?;

@@ -1,9 +1,6 @@
 //! `install`: look, decide, note, do; then prove that every route answers.
 
-use super::{
-    config::Settings,
-    need_root, this_machine,
-};
+use super::{config::Settings, need_root, this_machine};
 use crate::{
     config::{self, Setting},
     host::{Host, System},
@@ -42,7 +39,11 @@ pub struct Args {
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let _ = args.yes;
-    let host = if args.root == Path::new("/") { this_machine() } else { Host::new(args.root.canonicalize()?, System) };
+    let host = if args.root == Path::new("/") {
+        this_machine()
+    } else {
+        Host::new(args.root.canonicalize()?, System)
+    };
     need_root(&host)?;
     let mut set = settings.set.clone();
     if let Some(domain) = &args.domain {
@@ -114,7 +115,11 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
         ui.warn(format_args!("stays: {stays}"));
     }
     for path in &done.edited {
-        ui.warn(format_args!("{} was edited and is kept; --take {} replaces it", path.display(), path.display()));
+        ui.warn(format_args!(
+            "{} was edited and is kept; --take {} replaces it",
+            path.display(),
+            path.display()
+        ));
     }
     if done.changes == 0 {
         ui.say("nothing to change");
@@ -126,7 +131,9 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
         ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
     }
     if let Some((user, password)) = users::show_first(host)? {
-        ui.out(format_args!("\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"));
+        ui.out(format_args!(
+            "\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"
+        ));
     }
     ui.say("\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.");
     Ok(0)

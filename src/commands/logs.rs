@@ -28,7 +28,8 @@ fn unit(name: &str) -> Result<String, String> {
         "renew" => Some("echoes-renew.service"),
         _ => None,
     };
-    ours.or(others.map(Into::into)).ok_or("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew".into())
+    ours.or(others.map(Into::into))
+        .ok_or("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew".into())
 }
 
 pub fn run(args: Args) -> Result<u8> {

@@ -29,11 +29,19 @@ fn this_machine() -> Host {
 /// Most verbs change the machine, or read what only root may.
 fn need_root(host: &Host) -> Result<()> {
     let refused = || anyhow::bail!("only root may do this");
-    if host.is_live() && !nix::unistd::geteuid().is_root() { refused().or_try("sudo echoes-appliance …") } else { Ok(()) }
+    if host.is_live() && !nix::unistd::geteuid().is_root() {
+        refused().or_try("sudo echoes-appliance …")
+    } else {
+        Ok(())
+    }
 }
 
 /// Whether install has been here.
 fn need_installed(host: &Host) -> Result<()> {
     let missing = || anyhow::bail!("there is no headquarters on this machine");
-    if host.exists(Path::new(crate::hq::receipt::PATH))? { Ok(()) } else { missing().or_try("sudo echoes-appliance install") }
+    if host.exists(Path::new(crate::hq::receipt::PATH))? {
+        Ok(())
+    } else {
+        missing().or_try("sudo echoes-appliance install")
+    }
 }

@@ -37,18 +37,26 @@ pub struct Args {
 const PENDING: u8 = 2;
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
-    let host = if args.root == Path::new("/") { this_machine() } else { Host::new(args.root.canonicalize()?, System) };
+    let host = if args.root == Path::new("/") {
+        this_machine()
+    } else {
+        Host::new(args.root.canonicalize()?, System)
+    };
     need_root(&host)?;
     let receipt = Receipt::read(&host)?;
     let survey = Survey::new(&host, settings.read(&host)?, &args.service, &receipt)?;
     let wanted = survey.blueprint()?;
     let seen = look(&host, &wanted, &receipt)?;
     let changes = plan(&wanted, &seen, &receipt, &Take::default(), Sweep::Unwanted);
-    let drift: Vec<(&Resource, &str)> = wanted.iter().zip(&seen).filter_map(|(resource, seen)| drifted(resource, seen)).collect();
+    let drift: Vec<(&Resource, &str)> =
+        wanted.iter().zip(&seen).filter_map(|(resource, seen)| drifted(resource, seen)).collect();
     if args.json {
         let changes: Vec<_> = changes.iter().map(|change| to_json(&host, change)).collect::<Result<_>>()?;
-        let drift: Vec<_> = drift.iter().map(|(r, why)| json!({"resource": r.to_string(), "why": why})).collect();
-        ui.out(serde_json::to_string_pretty(&json!({"changes": changes, "drift": drift, "warnings": survey.warnings}))?);
+        let drift: Vec<_> =
+            drift.iter().map(|(r, why)| json!({"resource": r.to_string(), "why": why})).collect();
+        ui.out(serde_json::to_string_pretty(
+            &json!({"changes": changes, "drift": drift, "warnings": survey.warnings}),
+        )?);
     } else {
         survey.warnings.iter().for_each(|warning| ui.warn(warning));
         for change in &changes {
@@ -71,7 +79,9 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 fn drifted<'a>(resource: &'a Resource, seen: &Seen) -> Option<(&'a Resource, &'static str)> {
     match seen {
         Seen::Edited => Some((resource, "edited since we wrote it; kept")),
-        Seen::Foreign(_) => Some((resource, "something of somebody else's is there; install will stop at it")),
+        Seen::Foreign(_) => {
+            Some((resource, "something of somebody else's is there; install will stop at it"))
+        }
         _ => None,
     }
 }
@@ -81,7 +91,9 @@ fn to_json(host: &Host, change: &Change) -> Result<serde_json::Value> {
         Change::Make(resource, why) => {
             json!({"change": "make", "resource": resource.to_string(), "why": why, "diff": diff(host, change)?})
         }
-        Change::Undo(undo) => json!({"change": "undo", "resource": undo.to_string(), "diff": diff(host, change)?}),
+        Change::Undo(undo) => {
+            json!({"change": "undo", "resource": undo.to_string(), "diff": diff(host, change)?})
+        }
     })
 }
 
@@ -89,10 +101,16 @@ fn to_json(host: &Host, change: &Change) -> Result<serde_json::Value> {
 fn diff(host: &Host, change: &Change) -> Result<String> {
     let (path, new) = match change {
         Change::Make(Resource::File(file), _) if !file.secret => (&file.path, file.text.as_str()),
-        Change::Undo(undo @ Undo::File(path)) if undo.fate(host, &Receipt::read(host)?)? == Fate::Goes => (path, ""),
+        Change::Undo(undo @ Undo::File(path)) if undo.fate(host, &Receipt::read(host)?)? == Fate::Goes => {
+            (path, "")
+        }
         _ => return Ok(String::new()),
     };
     let old = host.read_text(path)?.unwrap_or_default();
     let name = path.display().to_string();
-    Ok(similar::TextDiff::from_lines(&*old, new).unified_diff().context_radius(3).header(&name, &name).to_string())
+    Ok(similar::TextDiff::from_lines(&*old, new)
+        .unified_diff()
+        .context_radius(3)
+        .header(&name, &name)
+        .to_string())
 }

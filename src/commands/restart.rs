@@ -25,7 +25,11 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_installed(&host)?;
     let config = settings.read(&host)?;
     let installed = Receipt::read(&host)?.services;
-    let services = if args.all { Service::ALL.into_iter().filter(|s| installed.contains(s.name())).collect() } else { args.service };
+    let services = if args.all {
+        Service::ALL.into_iter().filter(|s| installed.contains(s.name())).collect()
+    } else {
+        args.service
+    };
     for service in services {
         if !installed.contains(service.name()) {
             let missing = || bail!("{service} is not installed");

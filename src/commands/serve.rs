@@ -37,11 +37,18 @@ pub fn run(command: Command) -> Result<u8> {
     match command {
         Command::Site { listen, root } => web::run(web::site::serve(web::site::Site { listen, root }))?,
         Command::Dashboard { listen, root, mlflow } => {
-            web::run(web::dashboard::serve(web::dashboard::Dashboard { listen, root, mlflow: mlflow.parse()? }))?;
+            web::run(web::dashboard::serve(web::dashboard::Dashboard {
+                listen,
+                root,
+                mlflow: mlflow.parse()?,
+            }))?;
         }
         Command::Auth { socket, htpasswd } => {
             let host = this_machine();
-            web::run(web::gate::serve(&host, web::gate::Gate { socket, htpasswd, realm: "Echoes headquarters".into() }))?;
+            web::run(web::gate::serve(
+                &host,
+                web::gate::Gate { socket, htpasswd, realm: "Echoes headquarters".into() },
+            ))?;
         }
     }
     Ok(0)

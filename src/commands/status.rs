@@ -101,7 +101,9 @@ fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known:
         memory: number("MemoryCurrent").filter(|n| *n < u64::MAX / 2 && facts.active == "active"),
         uptime,
         url: service.url(config),
-        certificate_days_left: probe::on_disk(host, &service.host(config)).ok().map(|cert| probe::days_left(&cert)),
+        certificate_days_left: probe::on_disk(host, &service.host(config))
+            .ok()
+            .map(|cert| probe::days_left(&cert)),
         last_error: last_error(host, &service.unit()).filter(|_| known),
     }
 }
@@ -119,7 +121,13 @@ fn data(host: &Host, config: &Config) -> Result<DataStatus> {
     let mounts = host.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
     let mounted = mounts.lines().any(|line| line.split(' ').nth(4) == path.to_str());
     let (free, size) = host.room(&path).map_or((None, None), |(free, size)| (Some(free), Some(size)));
-    Ok(DataStatus { path: path.display().to_string(), mounted, disk: config.data.disk.to_string(), free, size })
+    Ok(DataStatus {
+        path: path.display().to_string(),
+        mounted,
+        disk: config.data.disk.to_string(),
+        free,
+        size,
+    })
 }
 
 fn words(status: &Status) -> String {

@@ -60,7 +60,8 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
             ui.say(format_args!("{name} is out"));
         }
         Command::List => {
-            let rows: Vec<_> = file.list().into_iter().map(|user| vec![user.user, user.kind.to_string()]).collect();
+            let rows: Vec<_> =
+                file.list().into_iter().map(|user| vec![user.user, user.kind.to_string()]).collect();
             if rows.is_empty() {
                 ui.say("nobody may log in");
             } else {

@@ -36,7 +36,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let receipt = Receipt::read(&host)?;
-    let installed: Vec<_> = Service::ALL.into_iter().filter(|s| receipt.services.contains(s.name())).collect();
+    let installed: Vec<_> =
+        Service::ALL.into_iter().filter(|s| receipt.services.contains(s.name())).collect();
     let config = settings.read(&host)?;
     let services = installed.iter().copied().collect();
     let drift = || {
@@ -45,7 +46,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         let seen = look(&host, &wanted, &receipt)?;
         let changes = plan(&wanted, &seen, &receipt, &Take::default(), Sweep::Unwanted);
         let mut drift: Vec<String> = changes.iter().map(ToString::to_string).collect();
-        let edited = wanted.iter().zip(&seen).filter(|(_, seen)| matches!(seen, Seen::Edited | Seen::Foreign(_)));
+        let edited =
+            wanted.iter().zip(&seen).filter(|(_, seen)| matches!(seen, Seen::Edited | Seen::Foreign(_)));
         drift.extend(edited.map(|(resource, _)| format!("{resource}: not as we wrote it")));
         ensure!(drift.is_empty(), "{}", drift.join("; "));
         Ok("none".into())
@@ -73,8 +75,12 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 fn words(row: &Row, ui: &Ui) -> String {
     match &row.verdict {
         Verdict::Good { found } => format!("{} {:<24} {found}", ui.good(), row.id),
-        Verdict::Warning { cause, fix } => format!("{} {:<24} {cause}\n  {:<24} try: {fix}", ui.warned(), row.id, ""),
-        Verdict::Bad { cause, fix } => format!("{} {:<24} {cause}\n  {:<24} try: {fix}", ui.bad(), row.id, ""),
+        Verdict::Warning { cause, fix } => {
+            format!("{} {:<24} {cause}\n  {:<24} try: {fix}", ui.warned(), row.id, "")
+        }
+        Verdict::Bad { cause, fix } => {
+            format!("{} {:<24} {cause}\n  {:<24} try: {fix}", ui.bad(), row.id, "")
+        }
     }
 }
 
@@ -87,17 +93,22 @@ fn junit(rows: &[Row]) -> String {
             Verdict::Good { .. } => format!("  <testcase classname=\"echoes-appliance\" name=\"{id}\"/>\n"),
             Verdict::Warning { cause, fix } => format!(
                 "  <testcase classname=\"echoes-appliance\" name=\"{id}\"><system-out>{}; try: {}</system-out></testcase>\n",
-                xml(cause), xml(fix)
+                xml(cause),
+                xml(fix)
             ),
             Verdict::Bad { cause, fix } => format!(
                 "  <testcase classname=\"echoes-appliance\" name=\"{id}\"><failure message=\"{}\">{}</failure></testcase>\n",
-                xml(cause), xml(fix)
+                xml(cause),
+                xml(fix)
             ),
         }
     };
     let cases: String = rows.iter().map(case).collect();
     let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
-    format!("{head}\n<testsuite name=\"validate\" tests=\"{}\" failures=\"{bad}\">\n{cases}</testsuite>", rows.len())
+    format!(
+        "{head}\n<testsuite name=\"validate\" tests=\"{}\" failures=\"{bad}\">\n{cases}</testsuite>",
+        rows.len()
+    )
 }
 
 fn xml(text: &str) -> String {

@@ -34,7 +34,8 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
     install.extend(&names);
     let mut rehearsal = vec!["-s"];
     rehearsal.extend(&install);
-    let offline = "see whether this machine reaches its package mirrors (`apt-get update`), then run this again";
+    let offline =
+        "see whether this machine reaches its package mirrors (`apt-get update`), then run this again";
     let mut first = host.ask(&apt_get(&rehearsal))?;
     if !first.ok() || lists_are_stale(host)? {
         step.detail("apt-get update");
@@ -100,8 +101,11 @@ fn wait_for_locks(host: &Host, step: &Step) -> Result<()> {
     let since = Instant::now();
     while let Some(holder) = lock_holder(host)? {
         if since.elapsed() > LOCK_WAIT {
-            return Err(anyhow::anyhow!("{holder} has held the package lock for {} minutes", LOCK_WAIT.as_secs() / 60))
-                .or_try("wait for it to end, or end it, then run this again");
+            return Err(anyhow::anyhow!(
+                "{holder} has held the package lock for {} minutes",
+                LOCK_WAIT.as_secs() / 60
+            ))
+            .or_try("wait for it to end, or end it, then run this again");
         }
         step.detail(&format!("waiting for {holder}, which holds the package lock"));
         std::thread::sleep(Duration::from_secs(1));
@@ -183,7 +187,8 @@ mod tests {
 
     #[test]
     fn a_lock_is_found_by_its_inode() {
-        let table = "1: FLOCK  ADVISORY  WRITE 1 00:1a:5678 0 EOF\n2: POSIX  ADVISORY  WRITE 4242 08:01:5678 0 EOF\n";
+        let table =
+            "1: FLOCK  ADVISORY  WRITE 1 00:1a:5678 0 EOF\n2: POSIX  ADVISORY  WRITE 4242 08:01:5678 0 EOF\n";
         assert_eq!((holder_in(table, 5678), holder_in(table, 678)), (Some(4242), None));
     }
 
@@ -192,7 +197,9 @@ mod tests {
         for good in ["ID=debian\nVERSION_ID=\"11\"", "ID=ubuntu\nVERSION_ID=\"24.04\""] {
             check_system(good).unwrap();
         }
-        for bad in ["ID=debian\nVERSION_ID=\"10\"", "ID=fedora\nVERSION_ID=41", "", "ID=ubuntu\nVERSION_ID=18.04"] {
+        for bad in
+            ["ID=debian\nVERSION_ID=\"10\"", "ID=fedora\nVERSION_ID=41", "", "ID=ubuntu\nVERSION_ID=18.04"]
+        {
             assert!(check_system(bad).is_err(), "{bad}");
         }
     }

@@ -4,8 +4,7 @@
 use super::{
     disk, docs,
     machine::{Machine, UNPACKAGED},
-    mlflow, nginx,
-    python,
+    mlflow, nginx, python,
     resource::{Expected, File, Load, Resource, Tool, Unit},
     service::Service,
 };
@@ -138,12 +137,17 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
 
     let sysusers = draw.file("sysusers.d/echoes.conf")?;
     all.push(sysusers);
-    all.push(Resource::Applied { file: etc("sysusers.d/echoes.conf"), tool: Tool::Sysusers, expects: users(config) });
+    all.push(Resource::Applied {
+        file: etc("sysusers.d/echoes.conf"),
+        tool: Tool::Sysusers,
+        expects: users(config),
+    });
     if let Some(disk) = disk {
         all.extend(data_disk(&draw, disk, &config.data.path)?);
     }
     all.push(draw.file("tmpfiles.d/echoes.conf")?);
-    let expects = DATA_DIRS.iter().map(|dir| Expected::Dir(data.join(dir))).collect();
+    let kind = if disk.is_some() { Expected::Data } else { Expected::Dir };
+    let expects = DATA_DIRS.iter().map(|dir| kind(data.join(dir))).collect();
     all.push(Resource::Applied { file: etc("tmpfiles.d/echoes.conf"), tool: Tool::Tmpfiles, expects });
     if has(Service::Mlflow) {
         all.push(Resource::Owned { path: data.join("mlruns"), user: "mlflow".into() });
@@ -170,7 +174,10 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.push(Resource::File(File { path, mode: 0o600, group: None, text, secret: true }));
     }
 
-    all.extend(services.iter().map(|service| Resource::Certificate { host: service.host(config), domain: config.domain.to_string() }));
+    all.extend(services.iter().map(|service| Resource::Certificate {
+        host: service.host(config),
+        domain: config.domain.to_string(),
+    }));
     if guarded {
         all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
         all.extend(draw.unit(AUTH, &[], &machine.build)?);
@@ -203,13 +210,22 @@ fn data_disk(draw: &Drawing, disk: &DataDisk, at: &UnixPath) -> Result<Vec<Resou
     let mount = disk::Mount::new(at.as_str(), &disk.uuid, disk.udev);
     let context = Context::from_serialize(&mount)?;
     let unit = etc("systemd/system").join(mount.unit());
-    let mut all = vec![Resource::FileSystem(disk.clone())];
+    let mut all = vec![Resource::FileSystem(disk.clone()), Resource::Dir { path: at.to_path() }];
     if let Some(conf) = mount.device_conf() {
-        all.push(draw.file_as("systemd/system/data.device.conf", etc("systemd/system").join(conf), &context)?);
+        all.push(draw.file_as(
+            "systemd/system/data.device.conf",
+            etc("systemd/system").join(conf),
+            &context,
+        )?);
     }
     all.push(draw.file_as("systemd/system/data.mount", unit.clone(), &context)?);
     // What is mounted stays mounted when the unit's words change: they count at the next boot.
-    all.push(Resource::Unit(Unit { name: mount.unit(), reads: vec![unit], with: String::new(), load: Load::Start }));
+    all.push(Resource::Unit(Unit {
+        name: mount.unit(),
+        reads: vec![unit],
+        with: String::new(),
+        load: Load::Start,
+    }));
     Ok(all)
 }
 
@@ -233,7 +249,12 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
         }
     }
     reads.extend(site.services.iter().map(|service| tls::store::paths(&service.host(site.config)).0));
-    all.push(Resource::Unit(Unit { name: nginx::UNIT.into(), reads, with: String::new(), load: Load::Reload }));
+    all.push(Resource::Unit(Unit {
+        name: nginx::UNIT.into(),
+        reads,
+        with: String::new(),
+        load: Load::Reload,
+    }));
     Ok(all)
 }
 
@@ -269,7 +290,8 @@ impl Drawing {
     }
 
     fn file_as(&self, name: &str, path: PathBuf, context: &Context) -> Result<Resource> {
-        let template = TEMPLATES.iter().find(|t| t.name == name).with_context(|| format!("no template {name}"))?;
+        let template =
+            TEMPLATES.iter().find(|t| t.name == name).with_context(|| format!("no template {name}"))?;
         let mut tera = Tera::default();
         let render = |tera: &mut Tera| {
             tera.add_raw_template("sandbox", SANDBOX)?;
@@ -277,7 +299,9 @@ impl Drawing {
             tera.render(name, context)
         };
         let body = render(&mut tera).with_context(|| format!("rendering templates/{name}"))?;
-        let text = format!("# Written by echoes-appliance from templates/{name}; an edit is kept, and reported as drift.\n\n{body}");
+        let text = format!(
+            "# Written by echoes-appliance from templates/{name}; an edit is kept, and reported as drift.\n\n{body}"
+        );
         Ok(plain(path, &text))
     }
 

@@ -74,8 +74,9 @@ impl Site {
         };
         let config = source.join("mkdocs.yml");
         if !host.exists(&config)? {
-            return Err(anyhow::anyhow!("{} is not there", config.display()))
-                .or_try("set docs.source to the directory that holds mkdocs.yml, or to \"\" for the handbook");
+            return Err(anyhow::anyhow!("{} is not there", config.display())).or_try(
+                "set docs.source to the directory that holds mkdocs.yml, or to \"\" for the handbook",
+            );
         }
         let hash = self.hash(host)?;
         book.note(Entry::Built { path: self.to.clone(), dirs: missing_dirs(host, &self.to)? })?;
@@ -84,23 +85,37 @@ impl Site {
         host.remove_tree(&next)?;
         host.make_dir(&next)?;
         // A project's plugins are programs: they run as a user who owns nothing but the directory they fill.
-        let (mkdocs, to) = (python::link(&python::DOCS).join("bin/mkdocs").display().to_string(), next.display().to_string());
+        let (mkdocs, to) = (
+            python::link(&python::DOCS).join("bin/mkdocs").display().to_string(),
+            next.display().to_string(),
+        );
         let sandbox = |property: &str| format!("--property={property}");
-        let build = Cmd::new("systemd-run", [
-            "--quiet".into(), "--wait".into(), "--pipe".into(), "--collect".into(),
-            sandbox("DynamicUser=yes"),
-            sandbox("ProtectSystem=strict"),
-            // The source may well be in somebody's home.
-            sandbox("ProtectHome=read-only"),
-            sandbox("PrivateDevices=yes"),
-            sandbox("PrivateTmp=yes"),
-            sandbox("NoNewPrivileges=yes"),
-            sandbox("StateDirectory=echoes-docs-build"),
-            sandbox("MemoryMax=1G"),
-            sandbox("RuntimeMaxSec=300"),
-            mkdocs, "build".into(), "--quiet".into(), "--config-file".into(), config.display().to_string(),
-            "--site-dir".into(), "/var/lib/echoes-docs-build/site".into(),
-        ]);
+        let build = Cmd::new(
+            "systemd-run",
+            [
+                "--quiet".into(),
+                "--wait".into(),
+                "--pipe".into(),
+                "--collect".into(),
+                sandbox("DynamicUser=yes"),
+                sandbox("ProtectSystem=strict"),
+                // The source may well be in somebody's home.
+                sandbox("ProtectHome=read-only"),
+                sandbox("PrivateDevices=yes"),
+                sandbox("PrivateTmp=yes"),
+                sandbox("NoNewPrivileges=yes"),
+                sandbox("StateDirectory=echoes-docs-build"),
+                sandbox("MemoryMax=1G"),
+                sandbox("RuntimeMaxSec=300"),
+                mkdocs,
+                "build".into(),
+                "--quiet".into(),
+                "--config-file".into(),
+                config.display().to_string(),
+                "--site-dir".into(),
+                "/var/lib/echoes-docs-build/site".into(),
+            ],
+        );
         host.run_saying(&build, &mut |line| step.detail(line))
             .with_context(|| format!("building {}", source.display()))
             .or_try("mend what MkDocs names; every user must be able to read the source")?;

@@ -3,10 +3,7 @@
 
 use crate::host::{Cmd, Host};
 use anyhow::Result;
-use std::{
-    collections::BTreeMap,
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 #[derive(Debug, Default)]
 pub struct Eyes {
@@ -23,7 +20,8 @@ pub struct UnitFacts {
     pub properties: BTreeMap<String, String>,
 }
 
-const PROPERTIES: &str = "Id,ActiveState,SubState,UnitFileState,NRestarts,MemoryCurrent,ActiveEnterTimestampMonotonic,Result";
+const PROPERTIES: &str =
+    "Id,ActiveState,SubState,UnitFileState,NRestarts,MemoryCurrent,ActiveEnterTimestampMonotonic,Result";
 
 impl Eyes {
     pub fn open(host: &Host, packages: &[&str], units: &[&str]) -> Result<Self> {
@@ -73,10 +71,14 @@ fn installed(said: &str) -> BTreeMap<String, String> {
 
 fn unit_facts(said: &str) -> BTreeMap<String, UnitFacts> {
     let block = |text: &str| {
-        let properties: BTreeMap<String, String> =
-            text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let properties: BTreeMap<String, String> = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect();
         let get = |name: &str| properties.get(name).cloned().unwrap_or_default();
-        let enabled = matches!(get("UnitFileState").as_str(), "enabled" | "enabled-runtime" | "static" | "alias");
+        let enabled =
+            matches!(get("UnitFileState").as_str(), "enabled" | "enabled-runtime" | "static" | "alias");
         Some((get("Id"), UnitFacts { enabled, active: get("ActiveState"), properties }))
     };
     said.split("\n\n").filter_map(block).collect()

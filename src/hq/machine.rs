@@ -44,7 +44,8 @@ impl Machine {
 /// Of the package that is installed, else of the one that would be; else the newest we know.
 fn nginx_version(host: &Host) -> Result<(u32, u32)> {
     let admin = format!("--admindir={}", host.path(Path::new("/var/lib/dpkg")).display());
-    let said = host.ask(&Cmd::new("dpkg-query", [&admin, "-W", "-f", "${db:Status-Status} ${Version}", "nginx"]))?;
+    let said =
+        host.ask(&Cmd::new("dpkg-query", [&admin, "-W", "-f", "${db:Status-Status} ${Version}", "nginx"]))?;
     if let Some(version) = said.stdout.strip_prefix("installed ").and_then(major_minor) {
         return Ok(version);
     }

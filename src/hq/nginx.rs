@@ -40,13 +40,15 @@ pub fn transaction(
     if changes.is_empty() {
         return Ok(());
     }
-    let files: Vec<&Change> = changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
+    let files: Vec<&Change> =
+        changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
     let installed = host.is_live() && host.exists(Path::new("/usr/sbin/nginx"))?;
     let step = ui.step(format_args!("nginx: {}", summary(changes)));
     if installed {
         step.detail("testing");
         stage(host, &files, book)?;
-        test(host).or_try("mend the file nginx names, then run this again; what is served has not changed")?;
+        test(host)
+            .or_try("mend the file nginx names, then run this again; what is served has not changed")?;
         // After a kill between swap and proof, the tree to go back to is the one from before that swap.
         if !host.exists(Path::new(BEFORE))? {
             copy(host, TREE, BEFORE, book)?;
@@ -67,7 +69,9 @@ pub fn transaction(
             forget(host, book)?;
             let put_back = match back {
                 Ok(()) => "the configuration from before is back".to_owned(),
-                Err(e) => format!("the configuration from before is back, but nginx does not take it either: {e:#}"),
+                Err(e) => {
+                    format!("the configuration from before is back, but nginx does not take it either: {e:#}")
+                }
             };
             return Err(broken.context(format!("nginx did not serve with its new configuration; {put_back}")));
         }
@@ -108,7 +112,9 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
                     staged.remove(&moved(path))?;
                 }
             }
-            Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => staged.link(&moved(path), target)?,
+            Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => {
+                staged.link(&moved(path), target)?
+            }
             _ => {}
         }
     }
@@ -214,7 +220,11 @@ pub fn default_servers(file: &str, text: &str) -> Vec<String> {
             && words.iter().any(|w| matches!(*w, "default_server" | "default"))
             && words.get(1).is_some_and(|at| matches!(at.rsplit(':').next(), Some("80" | "443")))
     };
-    text.lines().enumerate().filter(|(_, line)| claims(line)).map(|(n, _)| format!("{file}:{}", n + 1)).collect()
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| claims(line))
+        .map(|(n, _)| format!("{file}:{}", n + 1))
+        .collect()
 }
 
 /// Which of others' sites stand in the way, by file and line.
@@ -223,7 +233,9 @@ pub fn rivals(host: &Host, ours: &dyn Fn(&Path) -> bool) -> Result<Vec<String>> 
     for dir in ["/etc/nginx/conf.d", "/etc/nginx/sites-enabled"] {
         for name in host.list(Path::new(dir))? {
             let path = Path::new(dir).join(name);
-            if !ours(&path) && let Some(text) = host.read_text(&path).unwrap_or_default() {
+            if !ours(&path)
+                && let Some(text) = host.read_text(&path).unwrap_or_default()
+            {
                 rivals.extend(default_servers(&path.display().to_string(), &text));
             }
         }
@@ -238,10 +250,10 @@ mod tests {
     #[test]
     fn a_rival_is_named_by_file_and_line() {
         let text = "server {\n  listen 80 default_server;\n  listen [::]:443 ssl default_server;\n  # listen 80 default_server;\n  listen 8080 default_server;\n}\n";
-        assert_eq!(default_servers("/etc/nginx/sites-enabled/shop", text), [
-            "/etc/nginx/sites-enabled/shop:2",
-            "/etc/nginx/sites-enabled/shop:3"
-        ]);
+        assert_eq!(
+            default_servers("/etc/nginx/sites-enabled/shop", text),
+            ["/etc/nginx/sites-enabled/shop:2", "/etc/nginx/sites-enabled/shop:3"]
+        );
     }
 
     #[test]

@@ -50,13 +50,22 @@ pub fn look(host: &Host, wanted: &[Resource], receipt: &Receipt) -> Result<Vec<S
 }
 
 /// Decide what to do. Pure: the receipt and what was seen are arguments.
-pub fn plan<'a>(wanted: &'a [Resource], seen: &[Seen], receipt: &Receipt, take: &Take, sweep: Sweep) -> Vec<Change<'a>> {
+pub fn plan<'a>(
+    wanted: &'a [Resource],
+    seen: &[Seen],
+    receipt: &Receipt,
+    take: &Take,
+    sweep: Sweep,
+) -> Vec<Change<'a>> {
     let mut changes = Vec::new();
     let mut changing: BTreeSet<PathBuf> = BTreeSet::new();
     for (resource, seen) in wanted.iter().zip(seen) {
         let why = match (seen, resource) {
             (Seen::Wrong(why), _) => Some(why.clone()),
-            (Seen::Edited, _) => resource.path().filter(|p| take.all || take.paths.contains(*p)).map(|_| "edited, taken back".into()),
+            (Seen::Edited, _) => resource
+                .path()
+                .filter(|p| take.all || take.paths.contains(*p))
+                .map(|_| "edited, taken back".into()),
             (Seen::Right, Resource::Unit(unit)) => {
                 let read = unit.reads.iter().find(|path| changing.contains(*path));
                 read.map(|path| format!("{} changes", path.display()))
@@ -75,7 +84,9 @@ pub fn plan<'a>(wanted: &'a [Resource], seen: &[Seen], receipt: &Receipt, take: 
     if changes.iter().any(removed) {
         // A site that goes changes what nginx serves as much as one that comes.
         for resource in wanted {
-            let planned = changes.iter().any(|change| matches!(change, Change::Make(made, _) if std::ptr::eq(*made, resource)));
+            let planned = changes
+                .iter()
+                .any(|change| matches!(change, Change::Make(made, _) if std::ptr::eq(*made, resource)));
             if matches!(resource, Resource::Unit(unit) if unit.name == nginx::UNIT) && !planned {
                 changes.push(Change::Make(resource, "a site goes".into()));
             }
@@ -113,7 +124,8 @@ pub fn converge(
     done.edited = edited.filter_map(|(resource, _)| resource.path().map(Into::into)).collect();
     done.edited.retain(|path: &PathBuf| !take.all && !take.paths.contains(path));
     let (web, others): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(Change::is_web);
-    let (makes, undos): (Vec<Change>, Vec<Change>) = others.into_iter().partition(|change| matches!(change, Change::Make(..)));
+    let (makes, undos): (Vec<Change>, Vec<Change>) =
+        others.into_iter().partition(|change| matches!(change, Change::Make(..)));
     // What nginx passes to is up before nginx passes to it, and goes after nginx has stopped doing so.
     for change in &makes {
         carry_out(host, change, book, ui, &mut done)?;
@@ -145,12 +157,20 @@ fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut 
 const AGAIN: &str = "mend what it says, then run this again: it goes on from here";
 
 fn nginx_unit(resource: &Resource) -> Option<&Unit> {
-    if let Resource::Unit(unit) = resource && unit.name == nginx::UNIT { Some(unit) } else { None }
+    if let Resource::Unit(unit) = resource
+        && unit.name == nginx::UNIT
+    {
+        Some(unit)
+    } else {
+        None
+    }
 }
 
 fn refuse_foreign(wanted: &[Resource], seen: &[Seen]) -> Result<()> {
     let foreign = wanted.iter().zip(seen).filter_map(|(resource, seen)| match seen {
-        Seen::Foreign(what) => Some(format!("{} is there already: {what}", resource.path().unwrap_or("?".as_ref()).display())),
+        Seen::Foreign(what) => {
+            Some(format!("{} is there already: {what}", resource.path().unwrap_or("?".as_ref()).display()))
+        }
         _ => None,
     });
     let foreign: Vec<_> = foreign.collect();
@@ -158,7 +178,8 @@ fn refuse_foreign(wanted: &[Resource], seen: &[Seen]) -> Result<()> {
         return Ok(());
     }
     let refused = || bail!("{}", foreign.join("\n  and: "));
-    refused().or_try("move it away if nobody needs it, then run this again; we replace nothing that is not ours")
+    refused()
+        .or_try("move it away if nobody needs it, then run this again; we replace nothing that is not ours")
 }
 
 impl Change<'_> {
@@ -167,7 +188,9 @@ impl Change<'_> {
         match self {
             Self::Make(Resource::Unit(unit), _) => unit.name == nginx::UNIT,
             Self::Make(resource, _) => nginx::is_nginx(resource.path()),
-            Self::Undo(undo) => nginx::is_nginx(undo.path()) && !matches!(undo, Undo::Created(_) | Undo::Dir(_)),
+            Self::Undo(undo) => {
+                nginx::is_nginx(undo.path()) && !matches!(undo, Undo::Created(_) | Undo::Dir(_))
+            }
         }
     }
 }

@@ -36,10 +36,18 @@ const VISITOR: &str = "/run/echoes-auth/validate.htpasswd";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", rename_all = "lowercase")]
 pub enum Verdict {
-    Good { found: String },
+    Good {
+        found: String,
+    },
     /// Works, but somebody should know.
-    Warning { cause: String, fix: String },
-    Bad { cause: String, fix: String },
+    Warning {
+        cause: String,
+        fix: String,
+    },
+    Bad {
+        cause: String,
+        fix: String,
+    },
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -64,7 +72,12 @@ type Ask = fn(&Scene, Service) -> Result<String>;
 /// What each service is asked.
 const OF_SERVICES: &[(&str, &[Service], Ask, &str)] = &[
     ("https", &Service::ALL, https, "`echoes-appliance install`, then `logs nginx`"),
-    ("password", &Service::ALL, password, "`echoes-appliance install` writes nginx's files again; `logs auth`"),
+    (
+        "password",
+        &Service::ALL,
+        password,
+        "`echoes-appliance install` writes nginx's files again; `logs auth`",
+    ),
     ("certificate", &Service::ALL, certificate, "`systemctl reload nginx`; then `echoes-appliance renew`"),
     ("unit", &Service::ALL, unit, "`echoes-appliance logs SERVICE`, then `restart SERVICE`"),
     ("run", &[Service::Mlflow], mlflow_run, "`echoes-appliance logs mlflow`"),
@@ -93,7 +106,9 @@ impl<'a> Scene<'a> {
         let _ = file.add(&user, &password)?;
         users::write(self.host, Path::new(VISITOR), &file)?;
         self.visitor = Some((user.to_string(), password));
-        let Some(guarded) = self.services.iter().copied().find(|service| service.auth(self.config)) else { return Ok(()) };
+        let Some(guarded) = self.services.iter().copied().find(|service| service.auth(self.config)) else {
+            return Ok(());
+        };
         // The password check looks at its files four times a second.
         let patience = Patience { at_most: Duration::from_secs(4), between: Duration::from_millis(400) };
         patience.until(|| {
@@ -107,16 +122,25 @@ impl<'a> Scene<'a> {
         self.ask("GET", service, path, with_password, None)
     }
 
-    fn ask(&self, method: &str, service: Service, path: &str, with_password: bool, body: Option<Value>) -> Result<Answer> {
+    fn ask(
+        &self,
+        method: &str,
+        service: Service,
+        path: &str,
+        with_password: bool,
+        body: Option<Value>,
+    ) -> Result<Answer> {
         let url = format!("https://{}{path}", service.host(self.config));
-        let login = self.visitor.as_ref().filter(|_| with_password).map(|(user, p)| (user.as_str(), p.reveal()));
+        let login =
+            self.visitor.as_ref().filter(|_| with_password).map(|(user, p)| (user.as_str(), p.reveal()));
         block_on(self.client.ask(method, &url, login, body.map(|body| body.to_string().into_bytes())))
     }
 
     fn json(&self, method: &str, service: Service, path: &str, body: Option<Value>) -> Result<Value> {
         let answer = self.ask(method, service, path, true, body)?;
         ensure!(answer.status == 200, "{method} {path} answered {}: {}", answer.status, answer.start());
-        serde_json::from_slice(&answer.body).with_context(|| format!("{method} {path} did not answer with JSON"))
+        serde_json::from_slice(&answer.body)
+            .with_context(|| format!("{method} {path} did not answer with JSON"))
     }
 }
 
@@ -130,7 +154,12 @@ impl Drop for Scene<'_> {
 }
 
 /// Ask everything, of these services only if any are named, telling each row as it is answered.
-pub fn ask_all(scene: &mut Scene, only: &[Service], drift: &dyn Fn() -> Result<String>, tell: &mut dyn FnMut(&Row)) -> Vec<Row> {
+pub fn ask_all(
+    scene: &mut Scene,
+    only: &[Service],
+    drift: &dyn Fn() -> Result<String>,
+    tell: &mut dyn FnMut(&Row),
+) -> Vec<Row> {
     let admitted = scene.admit_visitor();
     let mut rows = Vec::new();
     let mut add = |row: Row| {
@@ -149,15 +178,27 @@ pub fn ask_all(scene: &mut Scene, only: &[Service], drift: &dyn Fn() -> Result<S
     }
     if only.is_empty() {
         add(row("web.redirect", redirect(scene), "`echoes-appliance install` writes nginx's files again"));
-        add(row("web.unknown-name", unknown_name(scene), "`echoes-appliance install` writes nginx's files again"));
+        add(row(
+            "web.unknown-name",
+            unknown_name(scene),
+            "`echoes-appliance install` writes nginx's files again",
+        ));
         add(row("web.listeners", listeners(scene), "bind it to 127.0.0.1, or close its port to the network"));
         for unit in [nginx::UNIT, super::blueprint::AUTH, "echoes-renew.timer"] {
             let guarded = scene.services.iter().any(|service| service.auth(scene.config));
             if unit != super::blueprint::AUTH || guarded {
-                add(row(&format!("unit.{unit}"), unit_is_well(scene, unit), "`systemctl status` names the reason"));
+                add(row(
+                    &format!("unit.{unit}"),
+                    unit_is_well(scene, unit),
+                    "`systemctl status` names the reason",
+                ));
             }
         }
-        add(soft("data.disk", data_disk(scene), "attach the disk, `systemctl start` its mount; `status` shows which"));
+        add(soft(
+            "data.disk",
+            data_disk(scene),
+            "attach the disk, `systemctl start` its mount; `status` shows which",
+        ));
         add(row("data.room", room(scene), "delete what nobody needs, or grow the disk"));
         add(soft("clock", clock(scene), "`timedatectl set-ntp true`: certificates depend on the time"));
         add(row("drift", drift(), "`echoes-appliance plan --diff` shows it, `install` repairs it"));
@@ -196,7 +237,12 @@ fn soft(id: &str, answer: Result<String>, fix: &str) -> Row {
 fn https(scene: &Scene, service: Service) -> Result<String> {
     let answer = scene.get(service, "/", false)?;
     let expected = if service.auth(scene.config) { 401 } else { 200 };
-    ensure!(answer.status == expected, "answered {} instead of {expected}: {}", answer.status, answer.start());
+    ensure!(
+        answer.status == expected,
+        "answered {} instead of {expected}: {}",
+        answer.status,
+        answer.start()
+    );
     Ok(format!("{} over a certificate that holds for the name", answer.status))
 }
 
@@ -212,7 +258,11 @@ fn certificate(scene: &Scene, service: Service) -> Result<String> {
     let name = service.host(scene.config);
     let file = on_disk(scene.host, &name)?;
     let served = tls::served((Ipv4Addr::LOCALHOST, 443).into(), &name, Duration::from_secs(5))?;
-    ensure!(served.is(&file), "nginx serves another certificate than the one in {}", store::paths(&name).0.display());
+    ensure!(
+        served.is(&file),
+        "nginx serves another certificate than the one in {}",
+        store::paths(&name).0.display()
+    );
     let left = days_left(&file);
     ensure!(left > 0, "it ended {} days ago", -left);
     Ok(format!("served as on disk, {left} days left"))
@@ -249,7 +299,8 @@ fn mlflow_run(scene: &Scene, service: Service) -> Result<String> {
     const API: &str = "/api/2.0/mlflow";
     let post = |call: &str, body: Value| scene.json("POST", service, &format!("{API}/{call}"), Some(body));
     let name = "echoes-validate";
-    let by_name = scene.get_with(service, &format!("{API}/experiments/get-by-name?experiment_name={name}"))?;
+    let by_name =
+        scene.get_with(service, &format!("{API}/experiments/get-by-name?experiment_name={name}"))?;
     let experiment = match by_name.status {
         404 => text(&post("experiments/create", json!({"name": name}))?, "/experiment_id")?,
         200 => {
@@ -266,7 +317,10 @@ fn mlflow_run(scene: &Scene, service: Service) -> Result<String> {
     let run = post("runs/create", json!({"experiment_id": experiment, "start_time": now, "run_name": name}))?;
     let run = text(&run, "/run/info/run_id")?;
     let outcome = (|| {
-        post("runs/log-metric", json!({"run_id": run, "key": "probe", "value": 0.25, "timestamp": now, "step": 1}))?;
+        post(
+            "runs/log-metric",
+            json!({"run_id": run, "key": "probe", "value": 0.25, "timestamp": now, "step": 1}),
+        )?;
         let back = scene.json("GET", service, &format!("{API}/runs/get?run_id={run}"), None)?;
         let metric = back.pointer("/run/data/metrics/0/value").and_then(Value::as_f64);
         ensure!(metric == Some(0.25), "the metric came back as {metric:?}");
@@ -320,7 +374,11 @@ fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
         // TensorBoard looks every five seconds, and reads all it has before it says so.
         Patience::seconds(60).until(|| {
             let tags = scene.json("GET", service, "/data/plugin/scalars/tags", None)?;
-            ensure!(tags.pointer(&format!("/{name}/probe")).is_some(), "it does not list a scalar that is in {}", dir.display());
+            ensure!(
+                tags.pointer(&format!("/{name}/probe")).is_some(),
+                "it does not list a scalar that is in {}",
+                dir.display()
+            );
             Ok("a scalar put into tfruns is listed".into())
         })
     });
@@ -341,7 +399,8 @@ fn dashboard_experiments(scene: &Scene, service: Service) -> Result<String> {
         return Ok("no MLflow here to ask".into());
     }
     let answer = scene.json("GET", service, "/api/experiments", None)?;
-    let experiments = answer.pointer("/experiments").and_then(Value::as_array).context("it lists no experiments")?;
+    let experiments =
+        answer.pointer("/experiments").and_then(Value::as_array).context("it lists no experiments")?;
     Ok(format!("{} experiments listed", experiments.len()))
 }
 
@@ -349,7 +408,11 @@ fn redirect(scene: &Scene) -> Result<String> {
     let name = scene.services.first().context("no service")?.host(scene.config);
     let answer = block_on(scene.client.ask("GET", &format!("http://{name}/x"), None, None))?;
     let to = answer.location.unwrap_or_default();
-    ensure!(answer.status == 301 && to == format!("https://{name}/x"), "http answered {} to {to:?}", answer.status);
+    ensure!(
+        answer.status == 301 && to == format!("https://{name}/x"),
+        "http answered {} to {to:?}",
+        answer.status
+    );
     Ok("http leads to https".into())
 }
 
@@ -365,7 +428,8 @@ fn listeners(scene: &Scene) -> Result<String> {
     let said = scene.host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?;
     let open = beyond_loopback(&said);
     let fine = |(port, _): &(u16, String)| matches!(port, 22 | 80 | 443);
-    let strange: Vec<_> = open.into_iter().filter(|it| !fine(it)).map(|(port, who)| format!("{who} on port {port}")).collect();
+    let strange: Vec<_> =
+        open.into_iter().filter(|it| !fine(it)).map(|(port, who)| format!("{who} on port {port}")).collect();
     ensure!(strange.is_empty(), "beyond loopback also listens: {}", strange.join(", "));
     Ok("only 22, 80 and 443 listen beyond loopback".into())
 }
@@ -376,7 +440,10 @@ fn beyond_loopback(sockets: &str) -> BTreeSet<(u16, String)> {
         let (address, port) = at.rsplit_once(':')?;
         let address = address.split('%').next()?.trim_matches(['[', ']']);
         let inside = address.starts_with("127.") || address == "::1" || address.starts_with("::ffff:127.");
-        let who = line.split_once("((\"").and_then(|(_, rest)| rest.split_once('"')).map_or("somebody", |(name, _)| name);
+        let who = line
+            .split_once("((\"")
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .map_or("somebody", |(name, _)| name);
         (!inside).then(|| Some((port.parse().ok()?, who.to_owned())))?
     };
     sockets.lines().filter_map(socket).collect()
@@ -396,7 +463,13 @@ fn data_disk(scene: &Scene) -> Result<String> {
 fn room(scene: &Scene) -> Result<String> {
     let at: PathBuf = scene.config.data.path.to_path();
     let (free, all) = scene.host.room(&at)?;
-    ensure!(free > all / 20, "{} of {} are free at {}", super::disk::size_words(free), super::disk::size_words(all), at.display());
+    ensure!(
+        free > all / 20,
+        "{} of {} are free at {}",
+        super::disk::size_words(free),
+        super::disk::size_words(all),
+        at.display()
+    );
     Ok(format!("{} of {} free", super::disk::size_words(free), super::disk::size_words(all)))
 }
 

@@ -22,32 +22,78 @@ const FORMAT: u32 = 1;
 #[serde(tag = "did", rename_all = "kebab-case")]
 pub enum Entry {
     /// These packages, none of which was there, are about to be installed.
-    Installing { packages: Vec<String> },
+    Installing {
+        packages: Vec<String>,
+    },
     /// `dirs` are the directories that had to be made for it.
-    Wrote { path: PathBuf, hash: String, dirs: Vec<PathBuf> },
-    Linked { path: PathBuf, target: PathBuf, dirs: Vec<PathBuf> },
+    Wrote {
+        path: PathBuf,
+        hash: String,
+        dirs: Vec<PathBuf>,
+    },
+    Linked {
+        path: PathBuf,
+        target: PathBuf,
+        dirs: Vec<PathBuf>,
+    },
     /// A link of the distribution's that is in our way was taken out.
-    SetAside { path: PathBuf, target: PathBuf },
+    SetAside {
+        path: PathBuf,
+        target: PathBuf,
+    },
     /// Something whose contents change without us (a password file, keys): ours whatever it holds.
-    Created { path: PathBuf, dirs: Vec<PathBuf> },
+    Created {
+        path: PathBuf,
+        dirs: Vec<PathBuf>,
+    },
     /// A directory that is ours with all that is below it.
-    Built { path: PathBuf, dirs: Vec<PathBuf> },
+    Built {
+        path: PathBuf,
+        dirs: Vec<PathBuf>,
+    },
     /// Directories that people put things into: removed only when empty.
-    MadeDirs { dirs: Vec<PathBuf> },
-    AddedUsers { users: Vec<String>, groups: Vec<String> },
+    MadeDirs {
+        dirs: Vec<PathBuf>,
+    },
+    AddedUsers {
+        users: Vec<String>,
+        groups: Vec<String>,
+    },
     /// A file system is about to be made on a disk that was proven blank.
-    Formatting { device: String, uuid: String, size: u64 },
-    Enabled { unit: String },
+    Formatting {
+        device: String,
+        uuid: String,
+        size: u64,
+    },
+    Enabled {
+        unit: String,
+    },
     /// `what` has now taken in the files whose hash this is.
-    Loaded { what: String, hash: String },
+    Loaded {
+        what: String,
+        hash: String,
+    },
     /// The services that are installed.
-    Services { names: BTreeSet<String> },
+    Services {
+        names: BTreeSet<String>,
+    },
     /// Undone.
-    Disabled { unit: String },
-    Removed { path: PathBuf },
-    PutBack { path: PathBuf },
-    RemovedUsers { users: Vec<String>, groups: Vec<String> },
-    RemovedPackages { packages: Vec<String> },
+    Disabled {
+        unit: String,
+    },
+    Removed {
+        path: PathBuf,
+    },
+    PutBack {
+        path: PathBuf,
+    },
+    RemovedUsers {
+        users: Vec<String>,
+        groups: Vec<String>,
+    },
+    RemovedPackages {
+        packages: Vec<String>,
+    },
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -124,8 +170,16 @@ impl Receipt {
     /// Whether nothing of ours is left.
     pub fn is_empty(&self) -> bool {
         let Self { packages, files, links, aside, created, built, dirs, users, groups, units, .. } = self;
-        packages.is_empty() && files.is_empty() && links.is_empty() && aside.is_empty() && created.is_empty()
-            && built.is_empty() && dirs.is_empty() && users.is_empty() && groups.is_empty() && units.is_empty()
+        packages.is_empty()
+            && files.is_empty()
+            && links.is_empty()
+            && aside.is_empty()
+            && created.is_empty()
+            && built.is_empty()
+            && dirs.is_empty()
+            && users.is_empty()
+            && groups.is_empty()
+            && units.is_empty()
     }
 
     /// The receipt as it stands, for those who only ask.
@@ -170,7 +224,10 @@ impl Book {
 fn fold(lines: Vec<Line>) -> Result<Receipt> {
     let mut receipt = Receipt::default();
     for Line { v, entry, .. } in lines {
-        ensure!(v <= FORMAT, "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})");
+        ensure!(
+            v <= FORMAT,
+            "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})"
+        );
         receipt.note(entry);
     }
     Ok(receipt)

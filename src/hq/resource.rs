@@ -26,26 +26,55 @@ use std::{
 #[derive(Debug, Clone, PartialEq)]
 pub enum Resource {
     /// Debian packages, installed in one go.
-    Packages { names: Vec<String> },
+    Packages {
+        names: Vec<String>,
+    },
     /// A file we own whole.
     File(File),
-    Link { path: PathBuf, target: PathBuf },
+    Link {
+        path: PathBuf,
+        target: PathBuf,
+    },
     /// A link of the distribution's that would collide with ours, out of the way while we are here.
-    SetAside { path: PathBuf, target: PathBuf, package: &'static str },
+    SetAside {
+        path: PathBuf,
+        target: PathBuf,
+        package: &'static str,
+    },
+    /// A directory, whatever is in it.
+    Dir {
+        path: PathBuf,
+    },
     /// A description handed to the system's own tool, which makes it so: users, directories.
-    Applied { file: PathBuf, tool: Tool, expects: Vec<Expected> },
+    Applied {
+        file: PathBuf,
+        tool: Tool,
+        expects: Vec<Expected>,
+    },
     /// This very program, where it was not brought by a package.
-    Program { path: PathBuf, hash: String },
+    Program {
+        path: PathBuf,
+        hash: String,
+    },
     /// An ext4 file system of ours on the data disk.
     FileSystem(DataDisk),
     /// Files of a service on a disk that came from another machine, where the service had another number.
-    Owned { path: PathBuf, user: String },
+    Owned {
+        path: PathBuf,
+        user: String,
+    },
     /// A Python environment.
     Env(&'static python::Lock),
     /// The certificate of one host name, by our own authority for the domain.
-    Certificate { host: String, domain: String },
+    Certificate {
+        host: String,
+        domain: String,
+    },
     /// A password file with at least one user in it.
-    FirstUser { path: PathBuf, user: String },
+    FirstUser {
+        path: PathBuf,
+        user: String,
+    },
     /// A static site built by MkDocs.
     Site(super::docs::Site),
     /// A unit that is enabled, running, and has loaded the present contents of what it reads.
@@ -95,6 +124,8 @@ pub enum Expected {
     User(String),
     Group(String),
     Dir(PathBuf),
+    /// A directory that outlives us: on the data disk.
+    Data(PathBuf),
 }
 
 /// What we saw. `Wrong` says how, in words a person can act on.
@@ -135,6 +166,11 @@ impl Resource {
                 }
                 Some(_) => Ok(Seen::Foreign("a site that is not the distribution's own".into())),
             },
+            Self::Dir { path } => match host.meta(path)?.map(|meta| meta.kind) {
+                None => wrong("missing"),
+                Some(Kind::Dir) => Ok(Seen::Right),
+                Some(_) => Ok(Seen::Foreign("not a directory".into())),
+            },
             Self::Applied { file, expects, .. } => {
                 for expected in expects {
                     if !expected.is_there(host)? {
@@ -156,12 +192,25 @@ impl Resource {
             // A file system may be looked at in an image as well; all that follows asks the running machine.
             _ if !host.is_live() => Ok(Seen::Later),
             Self::Packages { names } => {
-                let missing: Vec<_> = names.iter().filter(|name| !eyes.packages.contains_key(*name)).cloned().collect();
-                if missing.is_empty() { Ok(Seen::Right) } else { wrong(format!("not installed: {}", missing.join(" "))) }
+                let missing: Vec<_> =
+                    names.iter().filter(|name| !eyes.packages.contains_key(*name)).cloned().collect();
+                if missing.is_empty() {
+                    Ok(Seen::Right)
+                } else {
+                    wrong(format!("not installed: {}", missing.join(" ")))
+                }
             }
-            Self::FileSystem(disk) => if disk.blank { wrong("blank") } else { Ok(Seen::Right) },
+            Self::FileSystem(disk) => {
+                if disk.blank {
+                    wrong("blank")
+                } else {
+                    Ok(Seen::Right)
+                }
+            }
             Self::Owned { path, user } => {
-                let (Some(meta), Some(uid)) = (host.meta(path)?, host.uid(user)?) else { return Ok(Seen::Right) };
+                let (Some(meta), Some(uid)) = (host.meta(path)?, host.uid(user)?) else {
+                    return Ok(Seen::Right);
+                };
                 if meta.uid == uid { Ok(Seen::Right) } else { wrong(format!("belongs to user {}", meta.uid)) }
             }
             Self::Env(lock) => env::look(host, lock),
@@ -184,6 +233,11 @@ impl Resource {
             Self::SetAside { path, target, .. } => {
                 book.note(Entry::SetAside { path: path.clone(), target: target.clone() })?;
                 host.remove(path)
+            }
+            Self::Dir { path } => {
+                let dirs = missing_dirs(host, &path.join("in it"))?;
+                book.note(Entry::MadeDirs { dirs })?;
+                host.make_dir(path)
             }
             Self::Applied { file, tool, expects } => {
                 note_missing(host, expects, book)?;
@@ -221,7 +275,10 @@ impl Resource {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(file) => Some(&file.path),
-            Self::Link { path, .. } | Self::SetAside { path, .. } | Self::Program { path, .. } => Some(path),
+            Self::Link { path, .. }
+            | Self::SetAside { path, .. }
+            | Self::Program { path, .. }
+            | Self::Dir { path } => Some(path),
             _ => None,
         }
     }
@@ -307,7 +364,8 @@ impl Unit {
         let loading = hash_of(host, &self.reads, &self.with)?;
         // A unit that was tried too often refuses to be tried again, also when its reason is gone.
         host.ask(&Cmd::new("systemctl", ["reset-failed", &self.name]))?;
-        host.run(&Cmd::new("systemctl", [self.load.verb(), &self.name])).or_try(last_words(host, &self.name))?;
+        host.run(&Cmd::new("systemctl", [self.load.verb(), &self.name]))
+            .or_try(last_words(host, &self.name))?;
         book.note(Entry::Loaded { what: self.name.clone(), hash: loading })
     }
 
@@ -353,7 +411,9 @@ impl Tool {
         // A rooted tool wants the path as it is in there.
         match self {
             Self::Sysusers => Cmd::new("systemd-sysusers", [root, file.display().to_string()]),
-            Self::Tmpfiles => Cmd::new("systemd-tmpfiles", [root, "--create".into(), file.display().to_string()]),
+            Self::Tmpfiles => {
+                Cmd::new("systemd-tmpfiles", [root, "--create".into(), file.display().to_string()])
+            }
         }
     }
 }
@@ -363,7 +423,9 @@ impl Expected {
         match self {
             Self::User(name) => Ok(host.uid(name)?.is_some()),
             Self::Group(name) => Ok(host.gid(name)?.is_some()),
-            Self::Dir(path) => Ok(host.meta(path)?.is_some_and(|meta| meta.kind == Kind::Dir)),
+            Self::Dir(path) | Self::Data(path) => {
+                Ok(host.meta(path)?.is_some_and(|meta| meta.kind == Kind::Dir))
+            }
         }
     }
 }
@@ -381,6 +443,7 @@ fn note_missing(host: &Host, expects: &[Expected], book: &mut Book) -> Result<()
                 dirs.extend(missing_dirs(host, path)?);
                 dirs.push(path.clone());
             }
+            Expected::Data(_) => {}
         }
     }
     if !users.is_empty() || !groups.is_empty() {
@@ -433,8 +496,11 @@ impl fmt::Display for Resource {
             Self::File(file) => write!(f, "file {}", file.path.display()),
             Self::Link { path, target } => write!(f, "link {} to {}", path.display(), target.display()),
             Self::SetAside { path, .. } => write!(f, "setting aside {}", path.display()),
+            Self::Dir { path } => write!(f, "directory {}", path.display()),
             Self::Applied { file, tool: Tool::Sysusers, .. } => write!(f, "users of {}", file.display()),
-            Self::Applied { file, tool: Tool::Tmpfiles, .. } => write!(f, "directories of {}", file.display()),
+            Self::Applied { file, tool: Tool::Tmpfiles, .. } => {
+                write!(f, "directories of {}", file.display())
+            }
             Self::Program { path, .. } => write!(f, "program {}", path.display()),
             Self::FileSystem(disk) => write!(f, "file system on {}", disk.device),
             Self::Owned { path, user } => write!(f, "{} as {user}'s", path.display()),
@@ -452,7 +518,7 @@ impl fmt::Display for Expected {
         match self {
             Self::User(name) => write!(f, "user {name}"),
             Self::Group(name) => write!(f, "group {name}"),
-            Self::Dir(path) => write!(f, "directory {}", path.display()),
+            Self::Dir(path) | Self::Data(path) => write!(f, "directory {}", path.display()),
         }
     }
 }

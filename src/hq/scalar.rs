@@ -19,7 +19,9 @@ fn record(data: &[u8]) -> Vec<u8> {
 
 /// The checksum that TFRecord uses: CRC-32C, rotated and offset.
 fn masked(data: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0x82F6_3B78 & (c & 1).wrapping_neg()));
+    let step = |crc: u32, byte: &u8| {
+        (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0x82F6_3B78 & (c & 1).wrapping_neg()))
+    };
     let crc = !data.iter().fold(u32::MAX, step);
     crc.rotate_right(15).wrapping_add(0xA282_EAD8)
 }
@@ -58,7 +60,10 @@ mod tests {
         let file = event_file(1_700_000_000, "probe", 0.25);
         let first = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
         let second = 12 + first + 4;
-        assert_eq!(file.len(), second + 16 + u64::from_le_bytes(file[second..second + 8].try_into().unwrap()) as usize);
+        assert_eq!(
+            file.len(),
+            second + 16 + u64::from_le_bytes(file[second..second + 8].try_into().unwrap()) as usize
+        );
         assert!(file.windows(5).any(|w| w == b"probe"));
     }
 }

@@ -108,6 +108,9 @@ mod tests {
         assert_eq!(chosen(&[]), Service::ALL);
         let mut off = config.clone();
         off.docs.enabled = false;
-        assert_eq!(choose(&off, &[Service::Mlflow], &installed).into_iter().collect::<Vec<_>>(), [Service::Mlflow]);
+        assert_eq!(
+            choose(&off, &[Service::Mlflow], &installed).into_iter().collect::<Vec<_>>(),
+            [Service::Mlflow]
+        );
     }
 }

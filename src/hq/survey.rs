@@ -3,7 +3,7 @@
 
 use super::{
     apt,
-    blueprint::{Site, DataDisk, blueprint},
+    blueprint::{DataDisk, Site, blueprint},
     disk::{self, Decision},
     machine::Machine,
     nginx,
@@ -17,10 +17,7 @@ use crate::{
     ui::Try as _,
 };
 use anyhow::{Result, bail};
-use std::{
-    collections::BTreeSet,
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 
 pub struct Survey {
     pub config: Config,
@@ -74,22 +71,32 @@ impl Survey {
             }
             if let Some((port, who)) = strangers(&sockets, &[port], "").first() {
                 let busy = || bail!("port {port}, where {service} should listen, is taken by {who}");
-                return busy().or_try(format_args!("stop it, or choose another port: --set {service}.port=…"));
+                return busy()
+                    .or_try(format_args!("stop it, or choose another port: --set {service}.port=…"));
             }
         }
-        let ours = |path: &Path| receipt.links.contains_key(path) || receipt.files.contains_key(path)
-            || path == Path::new("/etc/nginx/sites-enabled/default");
+        let ours = |path: &Path| {
+            receipt.links.contains_key(path)
+                || receipt.files.contains_key(path)
+                || path == Path::new("/etc/nginx/sites-enabled/default")
+        };
         let rivals = nginx::rivals(host, &ours)?;
         if !rivals.is_empty() {
             let claimed = || bail!("another site claims every name: {}", rivals.join(", "));
-            return claimed().or_try("take `default_server` out of it, so that it answers for its own names only");
+            return claimed()
+                .or_try("take `default_server` out of it, so that it answers for its own names only");
         }
         Ok(())
     }
 }
 
 /// Decide on the data disk, or say why that cannot be decided.
-fn data_disk(host: &Host, config: &Config, receipt: &Receipt, warnings: &mut Vec<String>) -> Result<Option<DataDisk>> {
+fn data_disk(
+    host: &Host,
+    config: &Config,
+    receipt: &Receipt,
+    warnings: &mut Vec<String>,
+) -> Result<Option<DataDisk>> {
     let choice: disk::Choice = config.data.disk.as_str().parse().map_err(anyhow::Error::msg)?;
     let at = config.data.path.as_str();
     let noted: Vec<String> = receipt.formatting.keys().cloned().collect();
@@ -101,7 +108,9 @@ fn data_disk(host: &Host, config: &Config, receipt: &Receipt, warnings: &mut Vec
     let size = |path: &str| seen.disks.iter().find(|disk| disk.path == path).map_or(0, |disk| disk.size);
     let found = match disk::decide(&seen, &choice, at, &noted) {
         Decision::NotWanted => return Ok(None),
-        Decision::Use { path, uuid } => DataDisk { size: size(&path), device: path, uuid, blank: false, udev },
+        Decision::Use { path, uuid } => {
+            DataDisk { size: size(&path), device: path, uuid, blank: false, udev }
+        }
         Decision::Format { path, size, uuid } => {
             let uuid = uuid.map_or_else(disk::new_uuid, Ok)?;
             DataDisk { device: path, uuid, size, blank: true, udev }
@@ -112,8 +121,14 @@ fn data_disk(host: &Host, config: &Config, receipt: &Receipt, warnings: &mut Vec
                 return gone().or_try("attach it and run this again; nothing was changed");
             }
             let passed: Vec<_> = passed.iter().map(|(disk, why)| format!("{disk}: {why}")).collect();
-            let over = if passed.is_empty() { String::new() } else { format!(" (passed over: {})", passed.join("; ")) };
-            warnings.push(format!("no data disk{over}: the data go to {at} on the OS disk, and are lost with it"));
+            let over = if passed.is_empty() {
+                String::new()
+            } else {
+                format!(" (passed over: {})", passed.join("; "))
+            };
+            warnings.push(format!(
+                "no data disk{over}: the data go to {at} on the OS disk, and are lost with it"
+            ));
             return Ok(None);
         }
         Decision::Refuse(refusal) => {
@@ -134,8 +149,14 @@ fn refuse_to_hide(host: &Host, config: &Config) -> Result<()> {
     }
     for dir in host.list(&at)? {
         if let Some(name) = host.list(&at.join(&dir))?.first() {
-            let hidden = || bail!("{}/{dir}/{name} is on the OS disk, and mounting the data disk would hide it", at.display());
-            return hidden().or_try("move what is there to the data disk by hand, or use --set data.disk=none");
+            let hidden = || {
+                bail!(
+                    "{}/{dir}/{name} is on the OS disk, and mounting the data disk would hide it",
+                    at.display()
+                )
+            };
+            return hidden()
+                .or_try("move what is there to the data disk by hand, or use --set data.disk=none");
         }
     }
     Ok(())
@@ -150,7 +171,9 @@ fn strangers(sockets: &str, ports: &[u16], ours: &str) -> Vec<(u16, String)> {
         let Some(port) = port.filter(|port| ports.contains(port)) else { continue };
         // users:(("apache2",pid=12,fd=4),…)
         let who = line.split_once("((\"").and_then(|(_, rest)| rest.split_once('"')).map(|(name, _)| name);
-        let pid = line.split_once("pid=").map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
+        let pid = line
+            .split_once("pid=")
+            .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
         match (who, pid) {
             (Some(name), _) if name == ours => {}
             (Some(name), Some(pid)) => found.push((port, format!("{name} (process {pid})"))),

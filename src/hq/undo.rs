@@ -26,10 +26,16 @@ pub enum Undo {
     File(PathBuf),
     Link(PathBuf),
     /// Put the distribution's link back.
-    Aside { path: PathBuf, target: PathBuf },
+    Aside {
+        path: PathBuf,
+        target: PathBuf,
+    },
     Created(PathBuf),
     Built(PathBuf),
-    Users { users: Vec<String>, groups: Vec<String> },
+    Users {
+        users: Vec<String>,
+        groups: Vec<String>,
+    },
     Packages(Vec<String>),
     Dir(PathBuf),
 }
@@ -46,11 +52,17 @@ pub enum Fate {
 
 /// What the receipt holds and nobody wants, in the order in which it can be taken back. Pure.
 pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
-    let units: BTreeSet<&str> = wanted.iter().filter_map(|r| if let Resource::Unit(u) = r { Some(u.name.as_str()) } else { None }).collect();
+    let units: BTreeSet<&str> = wanted
+        .iter()
+        .filter_map(|r| if let Resource::Unit(u) = r { Some(u.name.as_str()) } else { None })
+        .collect();
     let paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
     let unwanted = |path: &&PathBuf| !paths.contains(*path);
     let mut all: Vec<Undo> = Vec::new();
-    all.extend(receipt.units.iter().filter(|u| !units.contains(u.as_str())).cloned().map(Undo::Unit));
+    let mut stopping: Vec<&String> = receipt.units.iter().filter(|u| !units.contains(u.as_str())).collect();
+    // A mount goes after those who use it.
+    stopping.sort_by_key(|unit| unit.ends_with(".mount"));
+    all.extend(stopping.into_iter().cloned().map(Undo::Unit));
     all.extend(receipt.links.keys().filter(unwanted).cloned().map(Undo::Link));
     all.extend(receipt.files.keys().filter(unwanted).cloned().map(Undo::File));
     let aside = receipt.aside.iter().filter(|(path, _)| unwanted(path));
@@ -59,7 +71,10 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
     all.extend(receipt.built.iter().filter(unwanted).cloned().map(Undo::Built));
     // Users, packages and directories are shared by everything we install, so they go when all of it goes.
     if wanted.is_empty() {
-        let (users, groups) = (receipt.users.iter().cloned().collect::<Vec<_>>(), receipt.groups.iter().cloned().collect::<Vec<_>>());
+        let (users, groups) = (
+            receipt.users.iter().cloned().collect::<Vec<_>>(),
+            receipt.groups.iter().cloned().collect::<Vec<_>>(),
+        );
         if !users.is_empty() || !groups.is_empty() {
             all.push(Undo::Users { users, groups });
         }
@@ -90,7 +105,9 @@ impl Undo {
                 let ours = receipt.links.get(path).is_some_and(|targets| targets.contains(&to));
                 if ours { Fate::Goes } else { Fate::Stays("leads elsewhere since we made it".into()) }
             }
-            (Self::File(_) | Self::Link(_), Some(_)) => Fate::Stays("replaced since by something else".into()),
+            (Self::File(_) | Self::Link(_), Some(_)) => {
+                Fate::Stays("replaced since by something else".into())
+            }
             (Self::Dir(_), Some(Kind::Dir)) => {
                 // What of it is ours goes before it; whether the rest is empty is known only then.
                 let strange = strange_in(host, path, receipt)?;
@@ -165,7 +182,11 @@ impl Undo {
 
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::File(path) | Self::Link(path) | Self::Created(path) | Self::Built(path) | Self::Dir(path) => Some(path),
+            Self::File(path)
+            | Self::Link(path)
+            | Self::Created(path)
+            | Self::Built(path)
+            | Self::Dir(path) => Some(path),
             Self::Aside { path, .. } => Some(path),
             Self::Unit(_) | Self::Users { .. } | Self::Packages(_) => None,
         }

@@ -27,7 +27,11 @@ pub fn write(host: &Host, path: &Path, file: &Htpasswd) -> Result<()> {
 }
 
 pub fn look(host: &Host, path: &Path) -> Result<Seen> {
-    if read(host, path)?.admits_somebody() { Ok(Seen::Right) } else { Ok(Seen::Wrong("nobody could log in".into())) }
+    if read(host, path)?.admits_somebody() {
+        Ok(Seen::Right)
+    } else {
+        Ok(Seen::Wrong("nobody could log in".into()))
+    }
 }
 
 /// Make the first user with a password of our own, and leave it where `show_first` finds it. The password is left

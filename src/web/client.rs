@@ -58,7 +58,13 @@ impl Client {
         Ok(Self(client.build()?))
     }
 
-    pub async fn ask(&self, method: &str, url: &str, login: Option<(&str, &str)>, body: Option<Vec<u8>>) -> Result<Answer> {
+    pub async fn ask(
+        &self,
+        method: &str,
+        url: &str,
+        login: Option<(&str, &str)>,
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer> {
         let doing = || format!("{method} {url}");
         let mut request = self.0.request(method.parse()?, url);
         if let Some((user, password)) = login {

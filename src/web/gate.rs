@@ -106,7 +106,11 @@ pub async fn serve(host: &Host, gate: Gate) -> Result<()> {
     let keeper = Arc::new(Keeper::new(Instant::now, journal)?);
     keeper.read(host, &gate.htpasswd);
     let listener = listen(host, &gate.socket)?;
-    let status = format!("asked on {}, by {}", gate.socket.display(), gate.htpasswd.first().map_or("?".into(), |path| path.display().to_string()));
+    let status = format!(
+        "asked on {}, by {}",
+        gate.socket.display(),
+        gate.htpasswd.first().map_or("?".into(), |path| path.display().to_string())
+    );
     tokio::select! {
         served = attend(listener, app(keeper.clone(), realm), &status) => served,
         never = keeper.watch(host, &gate.htpasswd) => match never {},
@@ -285,7 +289,10 @@ impl Keeper {
             return;
         }
         match (&was.users, &users) {
-            (_, Err(why)) => (self.say)(Refusal::Closed(format!("{}: {why}", paths.first().map_or_else(String::new, |p| p.display().to_string())))),
+            (_, Err(why)) => (self.say)(Refusal::Closed(format!(
+                "{}: {why}",
+                paths.first().map_or_else(String::new, |p| p.display().to_string())
+            ))),
             (Err(_), Ok(_)) => (self.say)(Refusal::Open),
             (Ok(_), Ok(_)) => {}
         }
@@ -536,7 +543,7 @@ mod tests {
             );
             let town = Self { dir, keeper: Arc::new(keeper.unwrap()), seconds, said };
             town.write(users);
-            town.keeper.read(&town.host(), &[PathBuf::from(HTPASSWD)]);
+            town.keeper.read(&town.host(), &[HTPASSWD.into()]);
             town
         }
 
@@ -545,7 +552,7 @@ mod tests {
         }
 
         fn write(&self, users: &str) {
-            self.host().write(&[PathBuf::from(HTPASSWD)], 0o640, users.as_bytes()).unwrap();
+            self.host().write(Path::new(HTPASSWD), 0o640, users.as_bytes()).unwrap();
         }
 
         fn pass(&self, time: Duration) {
@@ -557,12 +564,13 @@ mod tests {
             let host = self.host();
             host.make_dir(Path::new("/run")).unwrap();
             let listener = listen(&host, Path::new("/run/gate.sock")).unwrap();
+            let files = [HTPASSWD.into()];
             let app = app(self.keeper.clone(), challenge("HQ").unwrap());
             let (end, ended) = tokio::sync::oneshot::channel::<()>();
             let served = attend_until(listener, app, async { drop(ended.await) });
             tokio::select! {
                 served = async { tokio::join!(served, async { story(self).await; end.send(()).unwrap() }) } => served.0.unwrap(),
-                never = self.keeper.watch(&host, &[PathBuf::from(HTPASSWD)]) => match never {},
+                never = self.keeper.watch(&host, &files) => match never {},
             }
         }
 
@@ -669,7 +677,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         town.write(&line("bob", "bob-password"));
-        town.keeper.read(&town.host(), &[PathBuf::from(HTPASSWD)]);
+        town.keeper.read(&town.host(), &[HTPASSWD.into()]);
         drop(held);
         assert_eq!(asked.await.unwrap(), Answer::Who);
     }
@@ -681,7 +689,7 @@ mod tests {
         town.while_open(async |town| {
             let login = basic("alice", "alice-password");
             assert_eq!(town.status(&login, HERE).await, 204);
-            let path = &[PathBuf::from(HTPASSWD)];
+            let path = Path::new(HTPASSWD);
             let shut = async |what: &str| {
                 tokio::time::sleep(Duration::from_millis(600)).await;
                 assert_eq!(town.status(&login, HERE).await, 503, "{what}");
