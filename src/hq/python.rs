@@ -212,7 +212,10 @@ pub fn sweep(host: &Host) -> Result<Vec<PathBuf>> {
     // The latest uv is kept: 60 MB against fetching it for every change.
     let uv = host.list(&envs)?.into_iter().filter(|name| name.starts_with("uv-")).map(|name| envs.join(name));
     for dir in uv {
-        if marker(host, &dir)?.is_some_and(|marker| marker.lock == digest(UV.text)) {
+        if let Some(marker) = marker(host, &dir)?
+            && marker.lock == digest(UV.text)
+            && is_complete(host, &UV, &Env { dir: dir.clone(), python: marker.python })?
+        {
             kept.push(dir);
         }
     }
