@@ -2,7 +2,8 @@
 
 use crate::{
     commands::{
-        ca, config, install, logs, plan, renew, restart, serve, status, uninstall, user, validate, wait_for,
+        ca, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status, uninstall, user,
+        validate, wait_for,
     },
     ui::Ui,
 };
@@ -50,6 +51,9 @@ enum Command {
     /// Serve one of our own services (run by its unit)
     #[command(hide = true, subcommand)]
     Serve(serve::Command),
+    /// Make MLflow's database ready for its start (run by its unit)
+    #[command(hide = true)]
+    PrepareMlflow(prepare_mlflow::Args),
     /// Wait until a URL answers (run by units after their start)
     #[command(hide = true)]
     WaitFor(wait_for::Args),
@@ -81,6 +85,7 @@ impl Cli {
             Command::Ca(command) => ca::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
+            Command::PrepareMlflow(args) => prepare_mlflow::run(args),
             Command::WaitFor(args) => wait_for::run(args),
         }
     }

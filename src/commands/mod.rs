@@ -5,6 +5,7 @@ pub mod config;
 pub mod install;
 pub mod logs;
 pub mod plan;
+pub mod prepare_mlflow;
 pub mod renew;
 pub mod restart;
 pub mod serve;

@@ -9,7 +9,7 @@ use crate::{
     },
     ui::Ui,
 };
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::Path;
 
 #[derive(clap::Args)]
@@ -38,6 +38,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
     let done = converge(&host, &[], &mut book, &Take::default(), Sweep::Unwanted, ui, &|| Ok(()))?;
     for stays in &done.stays {
         ui.out(format_args!("stays: {stays}"));
+    }
+    if !book.receipt.is_empty() {
+        bail!("something is left that could not be taken back; running this again goes on from here");
     }
     host.remove(Path::new(receipt::PATH))?;
     drop(book);

@@ -7,6 +7,7 @@ use super::{
     mlflow, nginx, python,
     resource::{Expected, File, Load, Resource, Tool, Unit},
     service::Service,
+    store::Store,
 };
 use crate::{
     config::{Config, UnixPath},
@@ -24,6 +25,9 @@ pub const DASHBOARD: &str = "/var/www/dashboard";
 
 /// Where the built documentation is.
 pub const DOCS: &str = "/var/www/docs/site";
+
+/// The description of the data disk's directories, out of the way of systemd's pass at boot.
+const DATA_TMPFILES: &str = "/etc/echoes-appliance/data.tmpfiles";
 
 /// What the data disk holds.
 const DATA_DIRS: [&str; 5] = ["ucf101", "logs", "mlruns", "tfruns", "azure_results"];
@@ -62,6 +66,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
     template!("systemd/system/docs.service", Some(Service::Docs)),
     template!("systemd/system/echoes-auth.service"),
+    template!("systemd/system/echoes-data.service"),
     template!("systemd/system/echoes-renew.service"),
     template!("systemd/system/echoes-renew.timer"),
     template!("nginx/conf.d/echoes.conf"),
@@ -116,9 +121,6 @@ pub fn packages(services: &BTreeSet<Service>) -> Resource {
     if services.iter().any(|service| *service != Service::Dashboard) {
         names.push("python3-venv");
     }
-    if services.contains(&Service::Mlflow) {
-        names.push("sqlite3");
-    }
     names.sort_unstable();
     Resource::Packages { names: names.into_iter().map(Into::into).collect() }
 }
@@ -145,10 +147,16 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if let Some(disk) = disk {
         all.extend(data_disk(&draw, disk, &config.data.path)?);
     }
-    all.push(draw.file("tmpfiles.d/echoes.conf")?);
+    // Where the directories are on a disk that may be late or missing, systemd's own pass at boot would make them
+    // on the OS disk: a unit of ours makes them once the disk is there.
+    let file = if disk.is_some() { DATA_TMPFILES.into() } else { etc("tmpfiles.d/echoes.conf") };
+    all.push(draw.file_as("tmpfiles.d/echoes.conf", file.clone(), &draw.context)?);
     let kind = if disk.is_some() { Expected::Data } else { Expected::Dir };
     let expects = DATA_DIRS.iter().map(|dir| kind(data.join(dir))).collect();
-    all.push(Resource::Applied { file: etc("tmpfiles.d/echoes.conf"), tool: Tool::Tmpfiles, expects });
+    all.push(Resource::Applied { file, tool: Tool::Tmpfiles, expects });
+    if disk.is_some() {
+        all.extend(draw.unit("echoes-data.service", &[DATA_TMPFILES.into()], "")?);
+    }
     if has(Service::Mlflow) {
         all.push(Resource::Owned { path: data.join("mlruns"), user: "mlflow".into() });
     }
@@ -169,9 +177,18 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.extend(PAGE.iter().map(|(name, text)| plain(Path::new(DASHBOARD).join(name), text)));
     }
     if has(Service::Mlflow) {
-        let text = mlflow::environment(config);
+        let runs = data.join("mlruns");
+        let (backend, artifacts) = (config.mlflow.backend.as_str(), config.mlflow.artifacts.as_str());
+        let text = mlflow::environment(&runs, backend, artifacts);
         let path = mlflow::ENVIRONMENT.into();
         all.push(Resource::File(File { path, mode: 0o600, group: None, text, secret: true }));
+        all.push(Resource::Store(Store {
+            data: runs,
+            asked: config.mlflow.import.to_path(),
+            sqlite: backend == "sqlite",
+            artifacts_here: artifacts.is_empty(),
+            can_migrate: machine.python >= (3, 10),
+        }));
     }
 
     all.extend(services.iter().map(|service| Resource::Certificate {
@@ -184,7 +201,10 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     }
     for service in services {
         let (reads, with) = match service {
-            Service::Mlflow => (vec![env.clone(), Some(mlflow::ENVIRONMENT.into())], ""),
+            Service::Mlflow => (
+                vec![env.clone(), Some(mlflow::ENVIRONMENT.into()), Some(mlflow::STORE_ENVIRONMENT.into())],
+                "",
+            ),
             Service::Tensorboard => (vec![env.clone()], ""),
             Service::Dashboard | Service::Docs => (vec![], machine.build.as_str()),
         };
@@ -273,7 +293,10 @@ impl Drawing {
         context.insert("program", &machine.program);
         context.insert("mlflow_loopback", &config.mlflow_loopback());
         context.insert("mlflow_remote", &!config.mlflow_loopback().is_loopback());
-        context.insert("mlflow_old", &(machine.python < (3, 10)));
+        // What it talks to is not on this machine.
+        let outside =
+            config.mlflow.backend.as_str() != "sqlite" || !config.mlflow.artifacts.as_str().is_empty();
+        context.insert("mlflow_outside", &outside);
         context.insert("ipv6", &machine.ipv6);
         // nginx 1.25.1 made http2 a directive of its own; 1.19.4 learnt to refuse a handshake.
         context.insert("http2_directive", &(machine.nginx >= (1, 26)));

@@ -20,6 +20,7 @@ pub mod receipt;
 pub mod resource;
 pub mod scalar;
 pub mod service;
+pub mod store;
 pub mod survey;
 pub mod undo;
 pub mod users;

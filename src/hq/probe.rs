@@ -5,7 +5,7 @@ use super::{
     blueprint::HTPASSWD,
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
-    nginx, scalar,
+    nginx, python, scalar,
     service::Service,
     users,
 };
@@ -175,6 +175,11 @@ pub fn ask_all(
                 add(row(&format!("{service}.{what}"), ask(scene, *service), fix));
             }
         }
+    }
+    if scene.services.contains(&Service::Mlflow) && (only.is_empty() || only.contains(&Service::Mlflow)) {
+        let fix =
+            "install on a release with Python 3.10 or later, or let this machine reach where uv fetches one";
+        add(soft("mlflow.version", mlflow_version(scene), fix));
     }
     if only.is_empty() {
         add(row("web.redirect", redirect(scene), "`echoes-appliance install` writes nginx's files again"));
@@ -353,6 +358,21 @@ impl Scene<'_> {
 fn text(value: &Value, at: &str) -> Result<String> {
     let text = value.pointer(at).and_then(Value::as_str);
     text.map(Into::into).with_context(|| format!("MLflow's answer has no {at}"))
+}
+
+fn mlflow_version(scene: &Scene) -> Result<String> {
+    let python::Seen::Right(env) = python::look(scene.host, &python::SERVICES)? else {
+        bail!("its Python environment is not complete");
+    };
+    let runs = python::choose(env.python)?;
+    let (major, minor) = env.python;
+    match runs.cost {
+        Some(cost) => bail!("{cost}"),
+        None => Ok(format!(
+            "MLflow {} and TensorBoard {} on Python {major}.{minor}",
+            runs.mlflow, runs.tensorboard
+        )),
+    }
 }
 
 /// What would run commands on this machine for whoever asks.

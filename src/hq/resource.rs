@@ -65,6 +65,8 @@ pub enum Resource {
     },
     /// A Python environment.
     Env(&'static python::Lock),
+    /// A file store that a team had before.
+    Store(super::store::Store),
     /// The certificate of one host name, by our own authority for the domain.
     Certificate {
         host: String,
@@ -216,6 +218,7 @@ impl Resource {
             Self::Env(lock) => env::look(host, lock),
             Self::Certificate { host: name, domain } => certificate::look(host, domain, name),
             Self::FirstUser { path, .. } => super::users::look(host, path),
+            Self::Store(store) => store.look(host),
             Self::Site(site) => site.look(host, receipt),
         }
     }
@@ -266,6 +269,7 @@ impl Resource {
             Self::Env(lock) => env::make(host, lock, book, step),
             Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
             Self::FirstUser { path, user } => super::users::make_first(host, path, user, book),
+            Self::Store(store) => store.make(host, book, step),
             Self::Site(site) => site.make(host, book, step),
             Self::Unit(unit) => unit.make(host, book),
         }
@@ -289,6 +293,7 @@ impl Resource {
             Self::Env(lock) => env::owns(lock),
             Self::Certificate { host, .. } => certificate::owns(host),
             Self::FirstUser { path, .. } => vec![path.clone()],
+            Self::Store(store) => store.owns(),
             Self::Site(site) => site.owns(),
             _ => self.path().map(Into::into).into_iter().collect(),
         }
@@ -507,6 +512,7 @@ impl fmt::Display for Resource {
             Self::Env(lock) => write!(f, "Python environment {}", lock.name),
             Self::Certificate { host, .. } => write!(f, "certificate for {host}"),
             Self::FirstUser { path, .. } => write!(f, "a user in {}", path.display()),
+            Self::Store(store) => write!(f, "runs of the old file store for {}", store.data.display()),
             Self::Site(site) => write!(f, "{site}"),
             Self::Unit(unit) => write!(f, "unit {}", unit.name),
         }

@@ -1,0 +1,23 @@
+//! `prepare-mlflow`: mlflow.service runs it before every start, as MLflow's own user and in its sandbox.
+
+use super::this_machine;
+use crate::hq::{mlflow, python};
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+use time::{OffsetDateTime, macros::format_description};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The directory of the database
+    #[arg(long)]
+    data: PathBuf,
+}
+
+pub fn run(args: Args) -> Result<u8> {
+    let host = this_machine();
+    let version = python::installed(&host, "mlflow").context("there is no MLflow in the environment")?;
+    let now = OffsetDateTime::now_utc()
+        .format(format_description!("[year][month][day]T[hour][minute][second]Z"))?;
+    mlflow::prepare(&host, &args.data, &python::link(&python::SERVICES), &version, &now)?;
+    Ok(0)
+}
