@@ -9,7 +9,7 @@ use crate::{
     host::{Host, System},
     hq::{
         plan::{Done, Sweep, Take, converge},
-        probe,
+        probe, python,
         receipt::{Book, Entry},
         resource::{Resource, hash, missing_dirs},
         service::Service,
@@ -91,17 +91,21 @@ fn take(asked: &[String]) -> Take {
     Take { all, paths: asked.iter().map(PathBuf::from).collect() }
 }
 
-/// The packages first: what nginx and Python there are decides what the rest looks like.
+/// The ground first: which nginx and which Python there are decides what the rest looks like.
 fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui) -> Result<Done> {
     let no_routes = || Ok(());
-    let packages: Vec<Resource> =
-        survey.blueprint()?.into_iter().filter(|r| matches!(r, Resource::Packages { .. })).collect();
-    let first = converge(host, &packages, book, take, Sweep::Nothing, ui, &no_routes)?;
+    let is_ground = |resource: &Resource| matches!(resource, Resource::Packages { .. } | Resource::Env(_));
+    let ground: Vec<Resource> = survey.blueprint()?.into_iter().filter(is_ground).collect();
+    let first = converge(host, &ground, book, take, Sweep::Nothing, ui, &no_routes)?;
     let survey = if first.changes == 0 { survey } else { survey.again(host)? };
     let wanted = survey.blueprint()?;
     let routes = || probe::routes(host, &survey.config, &survey.services);
     let mut done = converge(host, &wanted, book, take, Sweep::Unwanted, ui, &routes)?;
     done.changes += first.changes;
+    if done.changes > 0 && host.is_live() {
+        // Everything answers from the new environments: the old ones may go.
+        python::sweep(host)?;
+    }
     Ok(done)
 }
 

@@ -71,7 +71,9 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
             let password = ask("password: ", false)?;
             match file.verify(&name, password.reveal()) {
                 Answer::Right => ui.say("right"),
-                answer => bail!("{answer}"),
+                Answer::Wrong => bail!("that is not {name}'s password"),
+                Answer::NoSuchUser => bail!("there is no user {name}"),
+                Answer::Unchecked(kind) => bail!("{name} has a {kind} hash, which is not checked here"),
             }
         }
     }

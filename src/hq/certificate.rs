@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 pub fn look(host: &Host, domain: &str, name: &str) -> Result<Seen> {
     let now = OffsetDateTime::now_utc();
-    let Some(authority) = Authority::load(host, domain, now)? else {
+    let Some(authority) = Authority::look(host, domain, now)? else {
         return Ok(Seen::Wrong("there is no authority to sign it yet".into()));
     };
     Ok(match tls::due(host, &authority, name, now)? {

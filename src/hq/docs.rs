@@ -110,6 +110,7 @@ impl Site {
         host.remove(Path::new("/var/lib/echoes-docs-build"))?;
         host.remove_tree(&self.to)?;
         host.rename(&next, &self.to)?;
+        book.note(Entry::Removed { path: next })?;
         book.note(Entry::Loaded { what: self.to_string(), hash })
     }
 

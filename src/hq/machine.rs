@@ -1,6 +1,7 @@
 //! What the blueprint has to know about the machine before it can be drawn: versions, and what the kernel has.
 
-use crate::host::{Cmd, Host};
+use super::python;
+use crate::host::{Cmd, Host, Kind};
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ pub const UNPACKAGED: &str = "/usr/local/bin/echoes-appliance";
 pub struct Machine {
     /// The nginx that is, or would be, installed.
     pub nginx: (u32, u32),
-    /// The distribution's own interpreter.
+    /// The interpreter of the services' environment; before there is one, the distribution's own.
     pub python: (u8, u8),
     /// The kernel speaks IPv6: a listener on `[::]` is an error without it.
     pub ipv6: bool,
@@ -29,7 +30,10 @@ impl Machine {
         let packaged = host.exists(Path::new(PACKAGED))?;
         Ok(Self {
             nginx: nginx_version(host)?,
-            python: python_version(host)?,
+            python: match python::look(host, &python::SERVICES)? {
+                python::Seen::Right(env) => env.python,
+                _ => python_version(host)?,
+            },
             ipv6: !host.is_live() || host.exists(Path::new("/proc/net/if_inet6"))?,
             program: if packaged { PACKAGED.into() } else { UNPACKAGED.into() },
             build: Host::own_hash()?,
@@ -56,7 +60,6 @@ fn nginx_version(host: &Host) -> Result<(u32, u32)> {
 
 /// The distribution's python3, by the link that every Debian has; a link, so that no image need be run.
 fn python_version(host: &Host) -> Result<(u8, u8)> {
-    use crate::host::Kind;
     let at = Path::new("/usr/bin/python3");
     if let Some(Kind::Link(target)) = host.meta(at)?.map(|meta| meta.kind) {
         let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -64,7 +64,7 @@ pub fn transaction(
         if let Err(broken) = proof {
             put_back(host, &files)?;
             let back = load(host, None);
-            host.remove_tree(Path::new(BEFORE))?;
+            forget(host, book)?;
             let put_back = match back {
                 Ok(()) => "the configuration from before is back".to_owned(),
                 Err(e) => format!("the configuration from before is back, but nginx does not take it either: {e:#}"),
@@ -74,8 +74,7 @@ pub fn transaction(
         if let Some(unit) = unit {
             book.note(Entry::Loaded { what: unit.name.clone(), hash: unit.loading(host)? })?;
         }
-        host.remove_tree(Path::new(BEFORE))?;
-        host.remove_tree(Path::new(STAGE))?;
+        forget(host, book)?;
     }
     step.done();
     Ok(())
@@ -128,6 +127,15 @@ fn copy(host: &Host, from: &str, to: &str, book: &mut Book) -> Result<()> {
     host.make_dir(half.parent().context("a copy needs a directory")?)?;
     host.run(&Cmd::new("cp", ["-a", from, &half.display().to_string()]))?;
     host.rename(&half, to)
+}
+
+/// The copies have served.
+fn forget(host: &Host, book: &mut Book) -> Result<()> {
+    for copy in [BEFORE, STAGE].map(Path::new) {
+        host.remove_tree(copy)?;
+        book.note(Entry::Removed { path: copy.into() })?;
+    }
+    Ok(())
 }
 
 /// nginx's own test, with the staged tree bound over the real one in a mount namespace of its own: every path in

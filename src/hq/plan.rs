@@ -127,7 +127,10 @@ pub fn converge(
 }
 
 fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut Done) -> Result<()> {
-    let step = ui.step(change);
+    let step = match change {
+        Change::Make(resource, _) => ui.step(resource),
+        Change::Undo(undo) => ui.step(format_args!("removing {undo}")),
+    };
     match change {
         Change::Make(resource, _) => resource.make(host, book, &step).or_try(AGAIN)?,
         Change::Undo(undo) => {

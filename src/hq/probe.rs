@@ -93,7 +93,14 @@ impl<'a> Scene<'a> {
         let _ = file.add(&user, &password)?;
         users::write(self.host, Path::new(VISITOR), &file)?;
         self.visitor = Some((user.to_string(), password));
-        Ok(())
+        let Some(guarded) = self.services.iter().copied().find(|service| service.auth(self.config)) else { return Ok(()) };
+        // The password check looks at its files four times a second.
+        let patience = Patience { at_most: Duration::from_secs(4), between: Duration::from_millis(400) };
+        patience.until(|| {
+            let status = self.get(guarded, guarded.health(), true)?.status;
+            ensure!(status != 401, "the password check does not let a new user in");
+            Ok(())
+        })
     }
 
     fn get(&self, service: Service, path: &str, with_password: bool) -> Result<Answer> {

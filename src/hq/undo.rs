@@ -201,7 +201,7 @@ impl fmt::Display for Undo {
             Self::Unit(unit) => write!(f, "unit {unit}"),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Link(path) => write!(f, "link {}", path.display()),
-            Self::Aside { path, .. } => write!(f, "putting back {}", path.display()),
+            Self::Aside { path, .. } => write!(f, "what replaced {}", path.display()),
             Self::Created(path) => write!(f, "file {}", path.display()),
             Self::Built(path) => write!(f, "directory {} and all in it", path.display()),
             Self::Users { users, groups } => {

@@ -36,7 +36,7 @@ pub fn ca_crt() -> PathBuf {
     Path::new(DIR).join("ca.crt")
 }
 
-fn ca_key() -> PathBuf {
+pub fn ca_key() -> PathBuf {
     Path::new(DIR).join("ca.key")
 }
 

@@ -4,7 +4,7 @@
 //! fields that we show and checked, because whoever logs a run decides what is in it. Nothing here can change
 //! anything in MLflow.
 
-use super::{attend, site};
+use super::{attend, loopback, site};
 use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
@@ -17,7 +17,7 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 /// A hundred runs of twenty metrics are half a megabyte.
@@ -54,7 +54,7 @@ pub struct Dashboard {
 /// Serve until SIGTERM.
 pub async fn serve(dashboard: Dashboard) -> Result<()> {
     let Dashboard { root, listen, mlflow } = dashboard;
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listening on {listen}"))?;
+    let listener = loopback(listen).await?;
     let status = format!("serving {} on {listen}, runs from {mlflow}", root.display());
     attend(listener, app(root, Mlflow::new(mlflow, PATIENCE)?), &status).await
 }
@@ -420,7 +420,7 @@ mod tests {
     use crate::web::attend_until;
     use axum::{extract::Request, http::Uri};
     use std::sync::Mutex;
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
     type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 

@@ -1,8 +1,8 @@
 //! A static site: the files below one directory, on loopback, behind nginx. GET and HEAD, ranges, gzip,
 //! validators. It lists no directory, serves no dotfile and nothing that a link leads to outside the root.
 
-use super::attend;
-use anyhow::{Context as _, Result};
+use super::{attend, loopback};
+use anyhow::Result;
 use axum::{
     Router,
     extract::Request,
@@ -18,7 +18,7 @@ use std::{
     path::{Component, Path, PathBuf},
     pin::Pin,
 };
-use tokio::{io::AsyncReadExt as _, net::TcpListener};
+use tokio::io::AsyncReadExt as _;
 use tower_http::{
     compression::{
         CompressionLayer,
@@ -41,8 +41,7 @@ pub struct Site {
 
 /// Serve until SIGTERM. A root that does not exist yet is no error: it may be built later.
 pub async fn serve(site: Site) -> Result<()> {
-    let listener =
-        TcpListener::bind(site.listen).await.with_context(|| format!("listening on {}", site.listen))?;
+    let listener = loopback(site.listen).await?;
     let status = format!("serving {} on {}", site.root.display(), site.listen);
     attend(listener, app(&site.root), &status).await
 }
@@ -195,7 +194,7 @@ mod tests {
     use super::*;
     use crate::{
         host::{Host, System},
-        web::attend_until,
+        web::{attend_until, prompt},
     };
     use tokio::{
         io::AsyncWriteExt as _,
@@ -252,7 +251,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = listener.local_addr().unwrap();
             let app = app(&dir.path().join("site"));
-            tokio::spawn(attend_until(listener, app, std::future::pending()));
+            tokio::spawn(attend_until(prompt(listener), app, std::future::pending()));
             Self { dir, at }
         }
 
@@ -439,6 +438,23 @@ mod tests {
             assert_eq!(site.get("/").await.text(), version);
         }
         assert_eq!(site.get("/healthz").await.status, 200);
+    }
+
+    #[tokio::test]
+    async fn an_answer_does_not_wait_for_an_acknowledgement() {
+        let site = Served::new().await;
+        let mut stream = TcpStream::connect(site.at).await.unwrap();
+        let start = std::time::Instant::now();
+        let mut bytes = Vec::new();
+        for _ in 0..50 {
+            stream.write_all(b"GET /guide/ HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            bytes.clear();
+            while !bytes.ends_with(b"</h1>") {
+                assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0);
+            }
+        }
+        // At 40 ms each it would be two seconds.
+        assert!(start.elapsed().as_millis() < 1000, "{:?}", start.elapsed());
     }
 
     #[tokio::test]
