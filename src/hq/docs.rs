@@ -34,6 +34,8 @@ const PAGES: &[(&str, &str)] = handbook![
     "docs/data-disk.md",
     "docs/access.md",
     "docs/troubleshooting.md",
+    "docs/handbook.css",
+    "docs/handbook.js",
 ];
 
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,48 @@
+# The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/support/.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-down test bench deb handbook lint lock ci
+
+# Booting machines needs root: only the program that does it gets it, not the build.
+ifneq ($(shell id -u),0)
+HOST := $(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+AS_ROOT := CARGO_TARGET_$(HOST)_RUNNER="sudo --preserve-env"
+endif
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: ## Boot a throw-away Debian machine with a whole headquarters on it
+	@tests/support/tools.sh demo
+	@$(MAKE) --no-print-directory deb
+	@$(AS_ROOT) cargo run --quiet --example demo
+
+demo-down: ## End the demo's machine; nothing of it stays
+	@$(AS_ROOT) cargo run --quiet --example lab -- down demo
+
+test: ## Install what the tests need, and run all of them
+	@tests/support/tools.sh test
+	@tests/support/test.sh
+
+bench: ## Time install, no-op and change beside Ansible and pyinfra
+	@tests/support/tools.sh demo
+	@$(MAKE) --no-print-directory deb
+	@$(AS_ROOT) cargo run --quiet --release --example bench
+
+deb: ## Build target/debian/echoes-appliance_VERSION_ARCH.deb
+	@tests/support/tools.sh build
+	@packaging/deb/build.sh "$$(packaging/build.sh)" target/debian
+
+handbook: ## Build the manual and serve it at http://127.0.0.1:8001 while it is written
+	@packaging/handbook.sh serve --dev-addr 127.0.0.1:8001
+
+lint: ## Format, clippy with warnings denied, shellcheck, the manual
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/support/*.sh .ci/run
+	@packaging/handbook.sh build --strict --quiet --site-dir "$(CURDIR)/target/handbook"
+
+lock: ## Resolve every dependency anew
+	@packaging/lock.sh
+
+ci: test ## What CI runs
