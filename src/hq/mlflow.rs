@@ -19,6 +19,9 @@ pub const ENVIRONMENT: &str = "/etc/echoes-appliance/mlflow.env";
 /// Says to serve a file store rather than the database; wins over `ENVIRONMENT`, and exists only then.
 pub const STORE_ENVIRONMENT: &str = "/var/lib/echoes-appliance/mlflow-store.env";
 
+/// What is MLflow's own in its data directory.
+pub const OWN: [&str; 6] = ["mlflow.db", "artifacts", "backups", "store", ".tmp", ".version"];
+
 /// Copies of the database that are kept, oldest out first.
 const COPIES: usize = 3;
 
