@@ -158,7 +158,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.extend(draw.unit("echoes-data.service", &[DATA_TMPFILES.into()], "")?);
     }
     if has(Service::Mlflow) {
-        all.push(Resource::Owned { path: data.join("mlruns"), user: "mlflow".into() });
+        // Not all of mlruns: an old file store in there stays as its owners had it.
+        let paths = mlflow::OWN.iter().map(|name| data.join("mlruns").join(name)).collect();
+        all.push(Resource::Owned { paths, user: "mlflow".into() });
     }
     if let Some(code) = config.code.path.to_path() {
         all.extend(LINKED.iter().map(|dir| Resource::Link { path: code.join(dir), target: data.join(dir) }));
