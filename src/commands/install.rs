@@ -121,8 +121,15 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
             path.display()
         ));
     }
+    let first = users::show_first(host)?.map(|(user, password)| {
+        format!(
+            "\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"
+        )
+    });
     if done.changes == 0 {
         ui.say("nothing to change");
+        // The run that made the user was killed before it could say so.
+        first.iter().for_each(|first| ui.out(first));
         return Ok(0);
     }
     let config = settings.read(host)?;
@@ -130,11 +137,7 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
     for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
         ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
     }
-    if let Some((user, password)) = users::show_first(host)? {
-        ui.out(format_args!(
-            "\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"
-        ));
-    }
+    first.iter().for_each(|first| ui.out(first));
     ui.say("\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.");
     Ok(0)
 }

@@ -22,7 +22,7 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let mut book = Book::open(&host)?;
-    let survey = Survey::new(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
+    let survey = Survey::without_data(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
     let mut wanted = survey.blueprint()?;
     wanted.retain(|resource| match resource {
         Resource::Certificate { .. } => true,

@@ -44,7 +44,7 @@ pub fn transaction(
         changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
     let installed = host.is_live() && host.exists(Path::new("/usr/sbin/nginx"))?;
     let step = ui.step(format_args!("nginx: {}", summary(changes)));
-    if installed {
+    if installed && !files.is_empty() {
         step.detail("testing");
         stage(host, &files, book)?;
         test(host)

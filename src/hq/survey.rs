@@ -31,6 +31,16 @@ pub struct Survey {
 impl Survey {
     /// `asked` are the services named on the command line; none means all.
     pub fn new(host: &Host, config: Config, asked: &[Service], receipt: &Receipt) -> Result<Self> {
+        let mut survey = Self::without_data(host, config, asked, receipt)?;
+        if host.is_live() {
+            survey.disk = data_disk(host, &survey.config, receipt, &mut survey.warnings)?;
+        }
+        Ok(survey)
+    }
+
+    /// As `new`, with no look at the disks. For what serves the data's pages but has no part in the data:
+    /// certificates are renewed while the disk is missing, too.
+    pub fn without_data(host: &Host, config: Config, asked: &[Service], receipt: &Receipt) -> Result<Self> {
         let release = host.read_text(Path::new("/etc/os-release"))?.unwrap_or_default();
         apt::check_system(&release).or_try("install on a fresh Debian or Ubuntu machine")?;
         let services = choose(&config, asked, &receipt.services);
@@ -38,9 +48,8 @@ impl Survey {
         if services.is_empty() {
             nothing().or_try("set enabled = true for one of them in the settings")?;
         }
-        let mut warnings = Vec::new();
-        let disk = if host.is_live() { data_disk(host, &config, receipt, &mut warnings)? } else { None };
-        Ok(Self { machine: Machine::look(host)?, config, services, disk, warnings })
+        let machine = Machine::look(host)?;
+        Ok(Self { machine, config, services, disk: None, warnings: Vec::new() })
     }
 
     /// The same, after packages came that the drawing depends on.

@@ -1,5 +1,8 @@
 //! The headquarters under test: the .deb as a user gets it, in lab machines.
 
+// Each test binary includes all of it and uses a part.
+#![allow(dead_code)]
+
 use crate::lab::{Disk, Layer, Machine, Options, Output, Release};
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
@@ -51,7 +54,8 @@ pub fn installed(release: Release) -> Machine {
 
 fn add_package(machine: &Machine) -> Result<()> {
     machine.push(&deb(), "/root/echoes-appliance.deb", 0o644)?;
-    let out = machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
+    let out =
+        machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
     ensure!(out.code == 0, "installing the package: {}", out.stderr);
     Ok(())
 }
