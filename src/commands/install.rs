@@ -111,8 +111,8 @@ fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui)
 }
 
 fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<u8> {
-    for stays in &done.stays {
-        ui.warn(format_args!("stays: {stays}"));
+    for (undo, why) in &done.stays {
+        ui.warn(format_args!("stays: {undo}: {why}"));
     }
     for path in &done.edited {
         ui.warn(format_args!(
