@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 /// The package that `make deb` left. Its newest, as several may lie there.
 pub fn deb() -> PathBuf {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/deb");
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/debian");
     let mut all: Vec<_> = std::fs::read_dir(dir)
         .unwrap_or_else(|e| panic!("{dir}: {e}; run `make deb` first"))
         .map(|entry| entry.unwrap().path())
