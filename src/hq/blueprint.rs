@@ -413,7 +413,9 @@ mod tests {
     #[test]
     fn the_nginx_of_each_release_is_spoken_to_in_its_own_words() {
         let config = Config::default();
-        let says = |nginx, name: &str| text(&draw(&config, &Machine { nginx, ..machine() }, None), &format!("/etc/nginx/{name}"));
+        let says = |nginx, name: &str| {
+            text(&draw(&config, &Machine { nginx, ..machine() }, None), &format!("/etc/nginx/{name}"))
+        };
         let docs = "sites-available/echoes-docs.conf";
         assert!(says((1, 18), docs).contains("listen 443 ssl http2;"));
         assert!(says((1, 26), docs).contains("listen 443 ssl;"));
