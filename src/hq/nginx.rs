@@ -108,10 +108,10 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
             }
             Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
             Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
-            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path))) => {
-                if undo.fate(host, &book.receipt)? == Fate::Goes {
-                    staged.remove(&moved(path))?;
-                }
+            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path)))
+                if undo.fate(host, &book.receipt)? == Fate::Goes =>
+            {
+                staged.remove(&moved(path))?;
             }
             Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => {
                 staged.link(&moved(path), target)?
