@@ -58,7 +58,7 @@ pub fn transaction(
     for change in &files {
         stays.extend(apply(host, change, book)?);
     }
-    if let Some(unit) = unit {
+    if let Some(unit) = unit.filter(|_| installed) {
         unit.enable(host, book)?;
     }
     if installed {

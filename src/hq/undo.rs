@@ -56,7 +56,11 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
         .iter()
         .filter_map(|r| if let Resource::Unit(u) = r { Some(u.name.as_str()) } else { None })
         .collect();
-    let paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
+    let mut paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
+    if !wanted.is_empty() {
+        // The operator's settings, where a flag of ours began the file, go with the last of us.
+        paths.insert(crate::config::PATH.into());
+    }
     let unwanted = |path: &&PathBuf| !paths.contains(*path);
     let mut all: Vec<Undo> = Vec::new();
     let mut stopping: Vec<&String> = receipt.units.iter().filter(|u| !units.contains(u.as_str())).collect();

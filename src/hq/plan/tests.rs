@@ -113,6 +113,19 @@ fn uninstall_is_converging_on_nothing() {
 }
 
 #[test]
+fn settings_that_a_flag_wrote_stay_as_long_as_anything_does() {
+    let (_dir, host) = root();
+    let path = Path::new(crate::config::PATH);
+    let note = Entry::Wrote { path: path.into(), hash: hash(b"x"), dirs: vec![] };
+    Book::open(&host).unwrap().note(note).unwrap();
+    host.write(path, 0o640, b"x").unwrap();
+    install(&host, &hq("a.example", &[Service::Docs])).unwrap();
+    assert!(host.exists(path).unwrap());
+    install(&host, &[]).unwrap();
+    assert!(!host.exists(path).unwrap());
+}
+
+#[test]
 fn what_is_not_ours_is_not_touched() {
     let (_dir, host) = root();
     host.write(Path::new(SITE), 0o644, b"theirs").unwrap();
