@@ -9,6 +9,7 @@ use super::{
     resource::{Resource, hash},
 };
 use crate::{
+    config,
     host::{Cmd, Host, Kind},
     ui::Step,
 };
@@ -58,8 +59,8 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
         .collect();
     let mut paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
     if !wanted.is_empty() {
-        // The operator's settings, where a flag of ours began the file, go with the last of us.
-        paths.insert(crate::config::PATH.into());
+        // What install wrote of the command line's settings counts for as long as anything does.
+        paths.insert(config::PATH.into());
     }
     let unwanted = |path: &&PathBuf| !paths.contains(*path);
     let mut all: Vec<Undo> = Vec::new();
