@@ -38,9 +38,10 @@ const SERVICES: [&str; 7] = [
 ];
 
 /// What a change of the domain changes, in /etc: the names that nginx answers to, and those that MLflow believes.
-const OF_THE_DOMAIN: [&str; 6] = [
+const OF_THE_DOMAIN: [&str; 7] = [
     "/etc/echoes-appliance/config.toml",
     "/etc/nginx/sites-available/echoes-dashboard.conf",
+    "/etc/nginx/sites-available/echoes-default.conf",
     "/etc/nginx/sites-available/echoes-docs.conf",
     "/etc/nginx/sites-available/echoes-mlflow.conf",
     "/etc/nginx/sites-available/echoes-tensorboard.conf",

@@ -351,6 +351,9 @@ impl File {
 
 impl Unit {
     fn look(&self, host: &Host, receipt: &Receipt, eyes: &Eyes) -> Result<Seen> {
+        if !host.is_live() && !self.is_known(host)? {
+            return Ok(Seen::Later);
+        }
         let Some(facts) = eyes.units.get(&self.name) else { return wrong("not there") };
         if !facts.enabled {
             return wrong("not enabled");
@@ -369,6 +372,16 @@ impl Unit {
             return wrong("has not loaded its files");
         }
         Ok(Seen::Right)
+    }
+
+    /// Whether an image has the unit's file; one of a package that is yet to come is not there.
+    fn is_known(&self, host: &Host) -> Result<bool> {
+        for dir in ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"] {
+            if host.exists(&Path::new(dir).join(&self.name))? {
+                return Ok(true);
+            }
+        }
+        Ok(self.reads.iter().any(|path| path.starts_with("/etc/systemd/system")))
     }
 
     fn make(&self, host: &Host, book: &mut Book) -> Result<()> {
@@ -423,12 +436,12 @@ pub fn last_words(host: &Host, unit: &str) -> String {
 impl Tool {
     fn cmd(self, host: &Host, file: &Path) -> Cmd {
         let root = format!("--root={}", host.root().display());
-        // A rooted tool wants the path as it is in there.
+        // With a root, a tool finds a description by its name in there, and a path in the machine it runs on.
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = if host.is_live() { file.display().to_string() } else { name };
         match self {
-            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file.display().to_string()]),
-            Self::Tmpfiles => {
-                Cmd::new("systemd-tmpfiles", [root, "--create".into(), file.display().to_string()])
-            }
+            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file]),
+            Self::Tmpfiles => Cmd::new("systemd-tmpfiles", [root, "--create".into(), file]),
         }
     }
 }

@@ -52,7 +52,7 @@ pub fn installed(release: Release) -> Machine {
     Machine::with(release, Options { layer: Some(layer.unwrap()), ..Options::default() }).unwrap()
 }
 
-fn add_package(machine: &Machine) -> Result<()> {
+pub fn add_package(machine: &Machine) -> Result<()> {
     machine.push(&deb(), "/root/echoes-appliance.deb", 0o644)?;
     let out =
         machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
