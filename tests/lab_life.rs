@@ -99,7 +99,7 @@ fn life(release: Release) {
     clock.says("another domain");
 
     machine.put(&[7; 100_000], KEPT, 0o640).unwrap();
-    mlflow(&machine, "experiments/create", r#"{"name": "before the end"}"#);
+    hq::mlflow(&machine, "experiments/create", r#"{"name": "before the end"}"#);
     machine.reboot().unwrap();
     validate(&machine);
     clock.says("reboot");
@@ -116,7 +116,7 @@ fn life(release: Release) {
 
     let said = hq::run(&machine, 0, "install --service mlflow");
     assert!(!said.contains("file system on"), "the disk is known, so not formatted:\n{said}");
-    let found = mlflow(&machine, "experiments/search", r#"{"max_results": 10}"#);
+    let found = hq::mlflow(&machine, "experiments/search", r#"{"max_results": 10}"#);
     assert!(found.contains("before the end"), "{found}");
     assert_eq!(machine.ok(&format!("sha256sum {KEPT} | cut -c 1-8")), KEPT_SUM);
     validate(&machine);
@@ -135,12 +135,8 @@ fn move_to_another_domain(machine: &Machine, before: &BTreeMap<String, String>) 
         changed.iter().filter_map(|line| line[2..].split_once(": ")).map(|(path, _)| path).collect();
     let etc: Vec<_> = etc.into_iter().filter(|path| path.starts_with("/etc/")).collect();
     assert_eq!(etc, OF_THE_DOMAIN, "files that changed");
-    let elsewhere: Vec<_> = changed
-        .iter()
-        .filter(|line| {
-            !["/etc/", "/var/lib/echoes-appliance/", "/var/log/"].iter().any(|dir| line[2..].starts_with(dir))
-        })
-        .collect();
+    let ours = [("/etc/", "above"), ("/var/lib/echoes-appliance/", "certificates, and the receipt")];
+    let elsewhere = traces::unexplained(&changed, &ours);
     assert!(elsewhere.is_empty(), "{elsewhere:#?}");
     let after = starts(machine);
     let restarted: Vec<_> =
@@ -202,10 +198,7 @@ fn renewal(machine: &Machine) {
 fn end(machine: &Machine, before: &Manifest) {
     let installed = machine.manifest().unwrap();
     let promised = hq::run(machine, 0, "uninstall --dry-run");
-    let touched: Vec<_> = differences(&installed, &machine.manifest().unwrap())
-        .into_iter()
-        .filter(|line| !line.contains("/var/log/"))
-        .collect();
+    let touched = traces::unexplained(&differences(&installed, &machine.manifest().unwrap()), &[]);
     assert!(touched.is_empty(), "a rehearsal touches nothing: {touched:#?}");
     assert!(
         promised.contains("goes   packages ") && promised.contains("goes   unit mlflow.service"),
@@ -214,7 +207,7 @@ fn end(machine: &Machine, before: &Manifest) {
     assert!(!promised.contains("stays  "), "{promised}");
     let said = hq::run(machine, 0, "uninstall");
     assert!(!said.contains("stays"), "{said}");
-    let left = traces::unexplained(&differences(before, &machine.manifest().unwrap()));
+    let left = traces::unexplained(&differences(before, &machine.manifest().unwrap()), &[]);
     assert!(left.is_empty(), "uninstall leaves on {}:\n{}\n{said}", machine.release(), left.join("\n"));
     let failed = machine.ok("systemctl --failed --no-legend --plain");
     assert!(!failed.contains("echoes") && !failed.contains("mlflow"), "{failed}");
@@ -267,17 +260,6 @@ fn exposures(machine: &Machine) -> Vec<String> {
         (level > 2.5).then(|| format!("{unit} {level}"))
     };
     SERVICES.iter().filter_map(exposure).collect()
-}
-
-/// Ask MLflow, beside nginx.
-#[track_caller]
-fn mlflow(machine: &Machine, what: &str, body: &str) -> String {
-    let ask = "import sys, urllib.request as r; print(r.urlopen(r.Request(sys.argv[1], sys.stdin.buffer.read(), \
-               {'Content-Type': 'application/json'})).read().decode())";
-    let url = format!("http://127.0.0.1:5000/api/2.0/mlflow/{what}");
-    let out = machine.exec_fed(&format!("python3 -c \"{ask}\" {url}"), body.as_bytes());
-    assert_eq!(out.code, 0, "{}", hq::words(&out));
-    out.stdout
 }
 
 /// How long each part of a story takes, for who wants to make it shorter.

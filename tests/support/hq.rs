@@ -81,3 +81,14 @@ pub fn bad_answers(machine: &Machine) -> Result<Vec<String>> {
     let bad = rows.iter().filter(|row| row["verdict"] == "bad");
     Ok(bad.map(|row| format!("{}: {}", row["id"], row["cause"])).collect())
 }
+
+/// Ask MLflow, beside nginx.
+#[track_caller]
+pub fn mlflow(machine: &Machine, what: &str, body: &str) -> String {
+    let ask = "import sys, urllib.request as r; print(r.urlopen(r.Request(sys.argv[1], sys.stdin.buffer.read(), \
+               {'Content-Type': 'application/json'})).read().decode())";
+    let url = format!("http://127.0.0.1:5000/api/2.0/mlflow/{what}");
+    let out = machine.exec_fed(&format!("python3 -c \"{ask}\" {url}"), body.as_bytes());
+    assert_eq!(out.code, 0, "{}", words(&out));
+    out.stdout
+}
