@@ -211,12 +211,18 @@ impl Book {
         Ok(Self { receipt: fold(lines)?, journal })
     }
 
-    /// On disk when this returns; only then act.
+    /// On disk when this returns; only then act. What is in it already is not written again, so that each entry is
+    /// a step forward however often the steps are cut short.
     pub fn note(&mut self, entry: Entry) -> Result<()> {
+        let mut next = self.receipt.clone();
+        next.note(entry.clone());
+        if next == self.receipt {
+            return Ok(());
+        }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let line = Line { v: FORMAT, at, entry };
         self.journal.append(&line)?;
-        self.receipt.note(line.entry);
+        self.receipt = next;
         Ok(())
     }
 }
