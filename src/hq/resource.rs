@@ -429,7 +429,7 @@ impl Load {
 pub fn last_words(host: &Host, unit: &str) -> String {
     let cmd = Cmd::new("journalctl", ["-u", unit, "-n", "5", "-o", "cat", "--no-pager"]);
     let said = host.ask(&cmd).map(|out| out.stdout).unwrap_or_default();
-    let said: Vec<_> = said.lines().map(|line| format!("\n         {line}")).collect();
+    let said: Vec<_> = said.lines().map(|line| format!("\n  {line}")).collect();
     format!("`journalctl -u {unit}`, which ends:{}", said.concat())
 }
 
