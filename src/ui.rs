@@ -35,9 +35,19 @@ impl fmt::Display for Code {
 /// Attach a hint to an error on its way up.
 pub trait Try<T> {
     fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T>;
+
+    /// As `or_try`, for a hint that takes work to find.
+    fn or_find(self, hint: impl FnOnce() -> String) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<Error>> Try<T> for Result<T, E> {
+    fn or_find(self, hint: impl FnOnce() -> String) -> anyhow::Result<T> {
+        match self {
+            Ok(it) => Ok(it),
+            error => error.or_try(hint()),
+        }
+    }
+
     /// Beside a hint that is there already: whoever stood nearer to the fault comes first.
     fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T> {
         self.map_err(|e| {

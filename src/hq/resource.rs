@@ -393,7 +393,7 @@ impl Unit {
         // A unit that was tried too often refuses to be tried again, also when its reason is gone.
         host.ask(&Cmd::new("systemctl", ["reset-failed", &self.name]))?;
         host.run(&Cmd::new("systemctl", [self.load.verb(), &self.name]))
-            .or_try(last_words(host, &self.name))?;
+            .or_find(|| last_words(host, &self.name))?;
         book.note(Entry::Loaded { what: self.name.clone(), hash: loading })
     }
 
