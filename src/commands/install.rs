@@ -5,10 +5,10 @@ use crate::{
     config::{self, Setting},
     host::{Host, System},
     hq::{
-        plan::{Done, Sweep, Take, converge},
+        plan::{Done, Sweep, Take, Work, look, refuse_foreign},
         probe, python,
         receipt::{Book, Entry},
-        resource::{Resource, hash, missing_dirs},
+        resource::{Resource, Seen, hash, missing_dirs},
         service::Service,
         survey::Survey,
         users,
@@ -95,15 +95,26 @@ fn take(asked: &[String]) -> Take {
 
 /// The ground first: which nginx and which Python there are decides what the rest looks like.
 fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui) -> Result<Done> {
-    let no_routes = || Ok(());
     let is_ground = |resource: &Resource| matches!(resource, Resource::Packages { .. } | Resource::Env(_));
-    let ground: Vec<Resource> = survey.blueprint()?.into_iter().filter(is_ground).collect();
-    let first = converge(host, &ground, book, take, Sweep::Nothing, ui, &no_routes)?;
-    let survey = if first.changes == 0 { survey } else { survey.again(host)? };
-    let wanted = survey.blueprint()?;
+    let (mut survey, mut laid) = (survey, 0);
+    let mut wanted = survey.blueprint()?;
+    let mut seen = look(host, &wanted, &book.receipt)?;
+    if wanted.iter().zip(&seen).any(|(resource, seen)| is_ground(resource) && matches!(seen, Seen::Wrong(_)))
+    {
+        // What will stop us later stops us before anything is done.
+        refuse_foreign(&wanted, &seen)?;
+        wanted.retain(is_ground);
+        laid = Work { host, take, sweep: Sweep::Nothing, ui, routes: &|| Ok(()) }
+            .converge(&wanted, book)?
+            .changes;
+        survey = survey.again(host)?;
+        wanted = survey.blueprint()?;
+        seen = look(host, &wanted, &book.receipt)?;
+    }
     let routes = || probe::routes(host, &survey.config, &survey.services);
-    let mut done = converge(host, &wanted, book, take, Sweep::Unwanted, ui, &routes)?;
-    done.changes += first.changes;
+    let mut done =
+        Work { host, take, sweep: Sweep::Unwanted, ui, routes: &routes }.close(&wanted, &seen, book)?;
+    done.changes += laid;
     if done.changes > 0 && host.is_live() {
         // Everything answers from the new environments: the old ones may go.
         python::sweep(host)?;

@@ -3,7 +3,7 @@
 use super::{need_installed, need_root, this_machine};
 use crate::{
     hq::{
-        plan::{Sweep, Take, converge},
+        plan::{Sweep, Take, Work},
         receipt::{self, Book, Receipt},
         undo::{Fate, unwanted},
     },
@@ -35,7 +35,8 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         return Ok(0);
     }
     let mut book = Book::open(&host)?;
-    let done = converge(&host, &[], &mut book, &Take::default(), Sweep::Unwanted, ui, &|| Ok(()))?;
+    let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Unwanted, ui, routes: &|| Ok(()) };
+    let done = work.converge(&[], &mut book)?;
     for (undo, why) in &done.stays {
         ui.out(format_args!("stays: {undo}: {why}"));
     }

@@ -188,7 +188,7 @@ fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
         bail!("nginx refuses its configuration: {}", complaint(&test.stderr));
     }
     host.ask(&Cmd::new("systemctl", ["reset-failed", UNIT]))?;
-    host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_try(last_words(host, UNIT))?;
+    host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_find(|| last_words(host, UNIT))?;
     Ok(())
 }
 

@@ -393,7 +393,7 @@ impl Unit {
         // A unit that was tried too often refuses to be tried again, also when its reason is gone.
         host.ask(&Cmd::new("systemctl", ["reset-failed", &self.name]))?;
         host.run(&Cmd::new("systemctl", [self.load.verb(), &self.name]))
-            .or_try(last_words(host, &self.name))?;
+            .or_find(|| last_words(host, &self.name))?;
         book.note(Entry::Loaded { what: self.name.clone(), hash: loading })
     }
 
@@ -429,7 +429,7 @@ impl Load {
 pub fn last_words(host: &Host, unit: &str) -> String {
     let cmd = Cmd::new("journalctl", ["-u", unit, "-n", "5", "-o", "cat", "--no-pager"]);
     let said = host.ask(&cmd).map(|out| out.stdout).unwrap_or_default();
-    let said: Vec<_> = said.lines().map(|line| format!("\n         {line}")).collect();
+    let said: Vec<_> = said.lines().map(|line| format!("\n  {line}")).collect();
     format!("`journalctl -u {unit}`, which ends:{}", said.concat())
 }
 

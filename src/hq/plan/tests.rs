@@ -38,7 +38,8 @@ fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
 
 fn install_with(host: &Host, wanted: &[Resource], take: &Take) -> Result<Done> {
     let mut book = Book::open(host)?;
-    converge(host, wanted, &mut book, take, Sweep::Unwanted, &Ui::new(true), &|| Ok(()))
+    let work = Work { host, take, sweep: Sweep::Unwanted, ui: &Ui::new(true), routes: &|| Ok(()) };
+    work.converge(wanted, &mut book)
 }
 
 fn install(host: &Host, wanted: &[Resource]) -> Result<Done> {
