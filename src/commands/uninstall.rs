@@ -5,7 +5,7 @@ use crate::{
     hq::{
         plan::{Sweep, Take, Work},
         receipt::{self, Book, Receipt},
-        undo::{Fate, unwanted},
+        undo::{Fate, Undo, mounted, unwanted},
     },
     ui::Ui,
 };
@@ -30,6 +30,11 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
                 Fate::Goes => ui.out(format_args!("goes   {undo}")),
                 Fate::Stays(why) => ui.out(format_args!("stays  {undo}: {why}")),
                 Fate::Gone => ui.out(format_args!("gone   {undo}")),
+            }
+            if let Undo::Dir(path) = &undo
+                && mounted(&host, path)?
+            {
+                ui.out(format_args!("stays  everything on the disk that is mounted at {}", path.display()));
             }
         }
         return Ok(0);
