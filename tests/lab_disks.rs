@@ -4,6 +4,7 @@
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
 
+#[allow(dead_code)]
 #[path = "support/hq.rs"]
 mod hq;
 #[path = "support/lab.rs"]

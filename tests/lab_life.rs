@@ -3,6 +3,7 @@
 // Tests look at files and processes directly, and say how long each part took.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
 
+#[allow(dead_code)]
 #[path = "support/hq.rs"]
 mod hq;
 #[path = "support/lab.rs"]

@@ -1,8 +1,5 @@
 //! The headquarters under test: the .deb as a user gets it, in lab machines.
 
-// Each test binary includes all of it and uses a part.
-#![allow(dead_code)]
-
 use crate::lab::{Disk, Layer, Machine, Options, Output, Release};
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
