@@ -179,9 +179,8 @@ impl Drop for Step {
 
 /// Leave a structured entry in the system's journal, where there is one.
 fn remember(what: &str) {
-    if libsystemd::logging::connected_to_journal()
-        || std::path::Path::new("/run/systemd/journal/socket").exists()
-    {
+    // What a unit says on standard error is in the journal already.
+    if !libsystemd::logging::connected_to_journal() {
         let vars: HashMap<&str, &str> =
             HashMap::from([("SYSLOG_IDENTIFIER", "echoes-appliance"), ("ECHOES_STEP", what)]);
         // A full or absent journal is no reason to stop an installation.

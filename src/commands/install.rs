@@ -13,6 +13,7 @@ use crate::{
         survey::Survey,
         users,
     },
+    tls::internal::Authority,
     ui::Ui,
 };
 use anyhow::Result;
@@ -111,8 +112,8 @@ fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui)
 }
 
 fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<u8> {
-    for stays in &done.stays {
-        ui.warn(format_args!("stays: {stays}"));
+    for (undo, why) in &done.stays {
+        ui.warn(format_args!("stays: {undo}: {why}"));
     }
     for path in &done.edited {
         ui.warn(format_args!(
@@ -123,18 +124,34 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
     }
     if done.changes == 0 {
         ui.say("nothing to change");
-        return Ok(0);
+    } else if host.is_live() {
+        addresses(host, done, settings, book, ui)?;
+    } else {
+        ui.say(format_args!(
+            "{} changes; `echoes-appliance install` on the running machine does the rest",
+            done.changes
+        ));
     }
-    let config = settings.read(host)?;
-    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
-    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
-        ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
-    }
+    // Also when an earlier run was killed before it could say so.
     if let Some((user, password)) = users::show_first(host)? {
         ui.out(format_args!(
             "\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"
         ));
     }
-    ui.say("\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.");
     Ok(0)
+}
+
+fn addresses(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
+    let config = settings.read(host)?;
+    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
+    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
+        ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
+    }
+    if let Some((_, authority)) = Authority::read(host)? {
+        ui.say(
+            "\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.",
+        );
+        ui.say(format_args!("Its SHA-256 fingerprint: {}", authority.fingerprint));
+    }
+    Ok(())
 }

@@ -36,8 +36,8 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
     }
     let mut book = Book::open(&host)?;
     let done = converge(&host, &[], &mut book, &Take::default(), Sweep::Unwanted, ui, &|| Ok(()))?;
-    for stays in &done.stays {
-        ui.out(format_args!("stays: {stays}"));
+    for (undo, why) in &done.stays {
+        ui.out(format_args!("stays: {undo}: {why}"));
     }
     if !book.receipt.is_empty() {
         bail!("something is left that could not be taken back; running this again goes on from here");

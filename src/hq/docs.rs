@@ -38,6 +38,12 @@ const PAGES: &[(&str, &str)] = handbook![
     "docs/handbook.js",
 ];
 
+/// The names of the handbook's files.
+#[cfg(test)]
+pub fn pages() -> impl Iterator<Item = &'static str> {
+    PAGES.iter().map(|(name, _)| *name)
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {
     /// The team's project; None for the handbook.

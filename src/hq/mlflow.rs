@@ -19,6 +19,9 @@ pub const ENVIRONMENT: &str = "/etc/echoes-appliance/mlflow.env";
 /// Says to serve a file store rather than the database; wins over `ENVIRONMENT`, and exists only then.
 pub const STORE_ENVIRONMENT: &str = "/var/lib/echoes-appliance/mlflow-store.env";
 
+/// What is MLflow's own in its data directory.
+pub const OWN: [&str; 6] = ["mlflow.db", "artifacts", "backups", "store", ".tmp", ".version"];
+
 /// Copies of the database that are kept, oldest out first.
 const COPIES: usize = 3;
 
@@ -295,7 +298,8 @@ fn build(
         .chain([disk.display().to_string()]);
     let copy = Cmd::new(&env.join("bin/python").to_string_lossy(), args).stdin(COPY_STORE);
     let mut brief = |line: &str| {
-        if !line.starts_with('{') {
+        // Of MLflow's words the steps alone: its summary names a database that is about to move.
+        if line.starts_with("experiment ") || line.starts_with('[') {
             say(line);
         }
     };
@@ -313,7 +317,7 @@ fn build(
             .env("PYTHONUTF8", "1")
             .env("HOME", &new.to_string_lossy())
             .env("TMPDIR", &new.to_string_lossy());
-        host.run_saying(&migrate, say)?;
+        host.run_saying(&migrate, &mut brief)?;
         // Out of the write-ahead log: a rename takes one file along, not three.
         sql(host, env, &db, &["PRAGMA journal_mode=DELETE", "ANALYZE"])?;
         let counts: Vec<_> =
@@ -450,7 +454,10 @@ mod tests {
         fn exec(&self, cmd: &Cmd, _: &mut dyn FnMut(&str)) -> Result<Output> {
             let burn = || match self.1.get() {
                 0 => bail!("killed"),
-                left => Ok(self.1.set(left - 1)),
+                left => {
+                    self.1.set(left - 1);
+                    Ok(())
+                }
             };
             let host = Host::new(&self.0, crate::host::System);
             burn()?;

@@ -28,7 +28,7 @@ pub fn is_nginx(path: Option<&Path>) -> bool {
     path.is_some_and(|path| path.starts_with(TREE))
 }
 
-/// Carry out all of `changes` or none. Does nothing when there are none.
+/// Carry out all of `changes` or none. Does nothing when there are none. Returns what had to stay, and why.
 pub fn transaction(
     host: &Host,
     changes: &[Change],
@@ -36,9 +36,9 @@ pub fn transaction(
     book: &mut Book,
     ui: &Ui,
     routes: &dyn Fn() -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<(Undo, String)>> {
     if changes.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let files: Vec<&Change> =
         changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
@@ -54,10 +54,11 @@ pub fn transaction(
             copy(host, TREE, BEFORE, book)?;
         }
     }
+    let mut stays = Vec::new();
     for change in &files {
-        apply(host, change, book)?;
+        stays.extend(apply(host, change, book)?);
     }
-    if let Some(unit) = unit {
+    if let Some(unit) = unit.filter(|_| installed) {
         unit.enable(host, book)?;
     }
     if installed {
@@ -81,7 +82,7 @@ pub fn transaction(
         forget(host, book)?;
     }
     step.done();
-    Ok(())
+    Ok(stays)
 }
 
 fn summary(changes: &[Change]) -> String {
@@ -107,10 +108,10 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
             }
             Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
             Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
-            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path))) => {
-                if undo.fate(host, &book.receipt)? == Fate::Goes {
-                    staged.remove(&moved(path))?;
-                }
+            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path)))
+                if undo.fate(host, &book.receipt)? == Fate::Goes =>
+            {
+                staged.remove(&moved(path))?;
             }
             Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => {
                 staged.link(&moved(path), target)?
@@ -163,12 +164,16 @@ fn complaint(said: &str) -> String {
     line.split_once("] ").map_or(line, |(_, rest)| rest).trim().to_owned()
 }
 
-fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<()> {
+/// What had to stay after all, and why.
+fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<Option<(Undo, String)>> {
     let silent = Ui::new(true).step("");
-    match change {
-        Change::Make(resource, _) => resource.make(host, book, &silent),
-        Change::Undo(undo) => undo.undo(host, book, &silent).map(drop),
-    }
+    Ok(match change {
+        Change::Make(resource, _) => {
+            resource.make(host, book, &silent)?;
+            None
+        }
+        Change::Undo(undo) => undo.undo(host, book, &silent)?.map(|why| (undo.clone(), why)),
+    })
 }
 
 /// Take in what is in the tree now. A running nginx keeps the old configuration when it refuses the new one, and

@@ -12,7 +12,11 @@ use crate::{
     ui::{Try as _, Ui},
 };
 use anyhow::{Result, bail};
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change<'a> {
@@ -100,9 +104,21 @@ pub fn plan<'a>(
 pub struct Done {
     pub changes: usize,
     /// What had to stay, and why.
-    pub stays: Vec<String>,
+    pub stays: Vec<(Undo, String)>,
     /// Files of ours that somebody edited, kept.
     pub edited: Vec<PathBuf>,
+}
+
+impl Done {
+    /// A directory that only holds what stays anyway is not worth a line of its own.
+    fn stay(&mut self, (undo, why): (Undo, String)) {
+        let holds = |dir: &Path| {
+            self.stays.iter().any(|(undo, _)| undo.path().is_some_and(|path| path.starts_with(dir)))
+        };
+        if !matches!(&undo, Undo::Dir(dir) if holds(dir)) {
+            self.stays.push((undo, why));
+        }
+    }
 }
 
 /// Look, decide, note, do; until there is nothing to do. `routes` proves, after nginx took in something new, that
@@ -131,7 +147,8 @@ pub fn converge(
         carry_out(host, change, book, ui, &mut done)?;
     }
     let unit = wanted.iter().find_map(nginx_unit);
-    nginx::transaction(host, &web, unit, book, ui, routes)?;
+    let stays = nginx::transaction(host, &web, unit, book, ui, routes).or_try(AGAIN)?;
+    stays.into_iter().for_each(|stays| done.stay(stays));
     for change in &undos {
         carry_out(host, change, book, ui, &mut done)?;
     }
@@ -146,8 +163,9 @@ fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut 
     match change {
         Change::Make(resource, _) => resource.make(host, book, &step).or_try(AGAIN)?,
         Change::Undo(undo) => {
-            let stays = undo.undo(host, book, &step).or_try(AGAIN)?;
-            done.stays.extend(stays.map(|why| format!("{undo}: {why}")));
+            if let Some(why) = undo.undo(host, book, &step).or_try(AGAIN)? {
+                done.stay((undo.clone(), why));
+            }
         }
     }
     step.done();
@@ -203,3 +221,6 @@ impl fmt::Display for Change<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -268,6 +268,9 @@ fn certificate(scene: &Scene, service: Service) -> Result<String> {
         "nginx serves another certificate than the one in {}",
         store::paths(&name).0.display()
     );
+    let (ca, _) = Authority::read(scene.host)?.context("there is no authority")?;
+    tls::trusted(&served.chain, &name, &ca, time::OffsetDateTime::now_utc())
+        .context("a client that trusts our authority would refuse it")?;
     let left = days_left(&file);
     ensure!(left > 0, "it ended {} days ago", -left);
     Ok(format!("served as on disk, {left} days left"))

@@ -644,7 +644,10 @@ mod tests {
         fn exec(&self, cmd: &Cmd, _: &mut dyn FnMut(&str)) -> Result<Output> {
             let burn = || match self.fuse.get() {
                 0 => bail!("killed"),
-                left => Ok(self.fuse.set(left - 1)),
+                left => {
+                    self.fuse.set(left - 1);
+                    Ok(())
+                }
             };
             let at = |path: &str| self.root.join(path.trim_start_matches('/'));
             let host = Host::new(&self.root, crate::host::System);

@@ -232,3 +232,41 @@ fn fold(lines: Vec<Line>) -> Result<Receipt> {
     }
     Ok(receipt)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+
+    /// One of each entry, as the first release wrote them. Never changed: machines out there hold these.
+    const V1: &str = include_str!("../../tests/receipts/v1.jsonl");
+
+    fn read(text: &str) -> Result<Receipt> {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.write(Path::new(PATH), 0o600, text.as_bytes()).unwrap();
+        Receipt::read(&host)
+    }
+
+    #[test]
+    fn receipts_of_every_format_load_for_ever() {
+        let did = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["did"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(V1.lines().map(did).collect::<BTreeSet<_>>().len(), 17, "one of each");
+        // It ends in the undoing of everything, so that nothing is left if each entry was understood.
+        let receipt = read(V1).unwrap();
+        assert!(receipt.is_empty(), "{receipt:?}");
+        let before: String = V1.lines().take(12).map(|line| format!("{line}\n")).collect();
+        let receipt = read(&before).unwrap();
+        assert_eq!((receipt.files.len(), receipt.dirs.len()), (1, 3));
+        assert_eq!(receipt.loaded["mlflow.service"], "abc");
+    }
+
+    #[test]
+    fn an_older_program_says_that_it_is_the_older_one() {
+        let err = read("{\"v\":2,\"at\":0,\"did\":\"disabled\",\"unit\":\"x\"}\n").unwrap_err();
+        assert!(err.to_string().contains("newer echoes-appliance"), "{err:#}");
+    }
+}

@@ -58,9 +58,9 @@ pub enum Resource {
     },
     /// An ext4 file system of ours on the data disk.
     FileSystem(DataDisk),
-    /// Files of a service on a disk that came from another machine, where the service had another number.
+    /// What a service keeps on a disk that may have come from another machine, where it had another number.
     Owned {
-        path: PathBuf,
+        paths: Vec<PathBuf>,
         user: String,
     },
     /// A Python environment.
@@ -209,11 +209,16 @@ impl Resource {
                     Ok(Seen::Right)
                 }
             }
-            Self::Owned { path, user } => {
-                let (Some(meta), Some(uid)) = (host.meta(path)?, host.uid(user)?) else {
-                    return Ok(Seen::Right);
-                };
-                if meta.uid == uid { Ok(Seen::Right) } else { wrong(format!("belongs to user {}", meta.uid)) }
+            Self::Owned { paths, user } => {
+                let uid = host.uid(user)?;
+                for path in paths {
+                    if let (Some(meta), Some(uid)) = (host.meta(path)?, uid)
+                        && meta.uid != uid
+                    {
+                        return wrong(format!("{} belongs to user {}", path.display(), meta.uid));
+                    }
+                }
+                Ok(Seen::Right)
             }
             Self::Env(lock) => env::look(host, lock),
             Self::Certificate { host: name, domain } => certificate::look(host, domain, name),
@@ -262,9 +267,14 @@ impl Resource {
                 book.note(Entry::Wrote { path: path.clone(), hash: hash.clone(), dirs })?;
                 host.write_self(path)
             }
-            Self::Owned { path, user } => {
-                let path = path.display().to_string();
-                host.run(&Cmd::new("chown", ["-R", "-h", &format!("{user}:{user}"), &path])).map(drop)
+            Self::Owned { paths, user } => {
+                let mut args = vec!["-R".to_owned(), "-h".into(), format!("{user}:{user}")];
+                for path in paths {
+                    if host.exists(path)? {
+                        args.push(path.display().to_string());
+                    }
+                }
+                host.run(&Cmd::new("chown", args)).map(drop)
             }
             Self::Env(lock) => env::make(host, lock, book, step),
             Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
@@ -341,6 +351,9 @@ impl File {
 
 impl Unit {
     fn look(&self, host: &Host, receipt: &Receipt, eyes: &Eyes) -> Result<Seen> {
+        if !host.is_live() && !self.is_known(host)? {
+            return Ok(Seen::Later);
+        }
         let Some(facts) = eyes.units.get(&self.name) else { return wrong("not there") };
         if !facts.enabled {
             return wrong("not enabled");
@@ -359,6 +372,16 @@ impl Unit {
             return wrong("has not loaded its files");
         }
         Ok(Seen::Right)
+    }
+
+    /// Whether an image has the unit's file; one of a package that is yet to come is not there.
+    fn is_known(&self, host: &Host) -> Result<bool> {
+        for dir in ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"] {
+            if host.exists(&Path::new(dir).join(&self.name))? {
+                return Ok(true);
+            }
+        }
+        Ok(self.reads.iter().any(|path| path.starts_with("/etc/systemd/system")))
     }
 
     fn make(&self, host: &Host, book: &mut Book) -> Result<()> {
@@ -413,12 +436,12 @@ pub fn last_words(host: &Host, unit: &str) -> String {
 impl Tool {
     fn cmd(self, host: &Host, file: &Path) -> Cmd {
         let root = format!("--root={}", host.root().display());
-        // A rooted tool wants the path as it is in there.
+        // With a root, a tool finds a description by its name in there, and a path in the machine it runs on.
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = if host.is_live() { file.display().to_string() } else { name };
         match self {
-            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file.display().to_string()]),
-            Self::Tmpfiles => {
-                Cmd::new("systemd-tmpfiles", [root, "--create".into(), file.display().to_string()])
-            }
+            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file]),
+            Self::Tmpfiles => Cmd::new("systemd-tmpfiles", [root, "--create".into(), file]),
         }
     }
 }
@@ -508,7 +531,7 @@ impl fmt::Display for Resource {
             }
             Self::Program { path, .. } => write!(f, "program {}", path.display()),
             Self::FileSystem(disk) => write!(f, "file system on {}", disk.device),
-            Self::Owned { path, user } => write!(f, "{} as {user}'s", path.display()),
+            Self::Owned { user, .. } => write!(f, "files of {user} as {user}'s"),
             Self::Env(lock) => write!(f, "Python environment {}", lock.name),
             Self::Certificate { host, .. } => write!(f, "certificate for {host}"),
             Self::FirstUser { path, .. } => write!(f, "a user in {}", path.display()),

@@ -9,6 +9,7 @@ use super::{
     resource::{Resource, hash},
 };
 use crate::{
+    config,
     host::{Cmd, Host, Kind},
     ui::Step,
 };
@@ -56,7 +57,11 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
         .iter()
         .filter_map(|r| if let Resource::Unit(u) = r { Some(u.name.as_str()) } else { None })
         .collect();
-    let paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
+    let mut paths: BTreeSet<PathBuf> = wanted.iter().flat_map(Resource::owns).collect();
+    if !wanted.is_empty() {
+        // What install wrote of the command line's settings counts for as long as anything does.
+        paths.insert(config::PATH.into());
+    }
     let unwanted = |path: &&PathBuf| !paths.contains(*path);
     let mut all: Vec<Undo> = Vec::new();
     let mut stopping: Vec<&String> = receipt.units.iter().filter(|u| !units.contains(u.as_str())).collect();

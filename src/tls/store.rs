@@ -161,13 +161,6 @@ pub fn generations(host: &Host, host_name: &str) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-/// The hosts that have a directory here.
-pub fn hosts(host: &Host) -> Result<Vec<String>> {
-    let mut hosts = host.list(Path::new(DIR))?;
-    hosts.retain(|name| host.meta(&dir(name)).is_ok_and(|m| m.is_some_and(|m| m.kind == Kind::Dir)));
-    Ok(hosts)
-}
-
 /// Put a pair in use for a host: checked, written as a new generation, then the link renamed. Stopped anywhere,
 /// the host has the old pair or the new one. Says which generation it became.
 pub fn install(host: &Host, host_name: &str, pair: &Pair, now: OffsetDateTime) -> Result<u32> {
@@ -281,7 +274,6 @@ mod tests {
             assert_eq!(host.read_text(&key).unwrap().unwrap(), pair.key);
         }
         assert_eq!(generations(&host, NAME).unwrap(), [3, 4, 5]);
-        assert_eq!(hosts(&host).unwrap(), [NAME]);
         for generation in ["3", "4", "5"] {
             let at = dir(NAME).join(generation);
             assert_eq!(host.meta(&at.join(KEY)).unwrap().unwrap().mode, 0o600);

@@ -3,9 +3,10 @@
 //! A machine is a cached base tree, an overlay of its own, a network address the host can reach, loop devices
 //! for data disks, and `systemd-nspawn --boot` around it. Dropping a `Machine` leaves nothing; what a killed
 //! run left is swept when the next one starts. The lab never changes the host beyond the bridge and the
-//! nftables table named `echoes-lab`, `ip_forward`, and its own directory.
+//! nftables table named `echoes-lab`, `ip_forward`, two rules in Docker's own chain for others where Docker
+//! runs, and its own directory.
 //!
-//! It is a container, so some things differ from a virtual machine: see `TRAPS` in `lab/machine.rs`.
+//! It is a container, so some things differ from a virtual machine: see the traps in `lab/machine.rs`.
 
 // Tests and tools reach files and processes directly: the door of src/host.rs is what they test.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]

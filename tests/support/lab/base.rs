@@ -3,7 +3,7 @@
 //! Mirror and keyring are the host's own; none is named here. What belongs to this host alone (its extra
 //! certificates, proxies, pip settings) is not in the tree: `settle` puts it into each machine.
 
-use super::{LAB, Release, hash, network, output, run};
+use super::{LAB, Release, hash, network, output, room, run};
 use anyhow::{Context as _, Result, bail};
 use std::{
     collections::BTreeMap,
@@ -96,7 +96,7 @@ fn build(release: Release, sources: &[String], tree: &Path) -> Result<()> {
 fn sources(release: Release) -> Result<Vec<String>> {
     const SUITES: [&str; 9] =
         ["bullseye", "bookworm", "trixie", "forky", "sid", "unstable", "testing", "stable", "oldstable"];
-    let all = run("apt-get", ["indextargets", "--format", "$(RELEASE) $(SITE)"])?;
+    let all = targets()?;
     let rows = || all.lines().filter_map(|line| line.split_once(' '));
     let mirror = rows().find(|(suite, _)| SUITES.contains(suite)).map(|(_, site)| site);
     let mirror = mirror.context("the host's apt sources name no Debian mirror")?;
@@ -109,6 +109,34 @@ fn sources(release: Release) -> Result<Vec<String>> {
     let mut lines = vec![line(mirror, release.to_string()), line(mirror, format!("{release}-updates"))];
     lines.extend(security.map(|site| line(site, format!("{release}-security"))));
     Ok(lines)
+}
+
+/// What the host's apt fetches from where, a suite and a site a line. Asking apt takes most of a second, and
+/// every test process asks: so the answer is kept until the host's sources change.
+fn targets() -> Result<String> {
+    let dirs = ["/etc/apt", "/etc/apt/sources.list.d"];
+    let mut stamp = String::new();
+    for dir in dirs {
+        let mut entries: Vec<_> = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok).collect();
+        entries.sort_by_key(fs::DirEntry::path);
+        for entry in entries {
+            stamp += &format!("{:?} {:?} ", entry.path(), entry.metadata()?.modified()?);
+        }
+    }
+    let stamp = hash(&stamp);
+    let kept = Path::new(LAB).join("targets");
+    let text = fs::read_to_string(&kept).unwrap_or_default();
+    if let Some((of, targets)) = text.split_once('\n')
+        && of == stamp
+    {
+        return Ok(targets.to_owned());
+    }
+    let targets = run("apt-get", ["indextargets", "--format", "$(RELEASE) $(SITE)"])?;
+    fs::create_dir_all(LAB).with_context(|| format!("making {LAB}"))?;
+    let new = kept.with_extension(room::fresh()?);
+    fs::write(&new, format!("{stamp}\n{targets}"))?;
+    fs::rename(&new, &kept)?;
+    Ok(targets)
 }
 
 /// The host's apt settings that say how to reach a mirror, one `Key "value";` each.

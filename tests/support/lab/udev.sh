@@ -32,19 +32,23 @@ cover() {
     mount --bind /run/echoes-lab/dev /sys/dev/block
 }
 
-# Replace a directory of links with what blkid finds now.
+# What blkid finds now, as udev would note it: links, and the database that lsblk reads.
 relink() {
-    mkdir -p /dev/disk/azure/scsi1 /dev/disk/by-uuid /dev/disk/by-label
+    mkdir -p /dev/disk/azure/scsi1 /dev/disk/by-uuid /dev/disk/by-label /run/udev/data
     seen=
     while read -r lun disk; do
         for node in $(nodes "$disk"); do
             part=${node#"$disk"}
             link=/dev/disk/azure/scsi1/lun$lun${part:+-part${part#p}}
             [ -e "$link" ] || ln -s ../../../"$node" "$link"
+            found=$(blkid -p -o udev /dev/"$node" || true)
+            {
+                echo I:1
+                [ -z "$found" ] || echo "$found" | sed s/^/E:/
+            } >/run/udev/data/b"$(cat /sys/class/block/"$node"/dev)"
             for by in uuid label; do
-                value=$(blkid -p -o value -s "$(echo $by | tr a-z A-Z)" /dev/"$node" || true)
-                # As udev would, only names that need no escaping are shown here: others are rare.
-                case $value in '' | *[!A-Za-z0-9#+.:=@_-]*) continue ;; esac
+                value=$(echo "$found" | sed -n "s/^ID_FS_$(echo $by | tr a-z A-Z)_ENC=//p")
+                [ -n "$value" ] || continue
                 seen="$seen by-$by/$value"
                 [ "$(readlink /dev/disk/by-$by/"$value")" = ../../"$node" ] ||
                     ln -sfn ../../"$node" /dev/disk/by-$by/"$value"
