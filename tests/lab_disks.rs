@@ -28,7 +28,7 @@ const FOREIGN: [Foreign; 4] = [
     Foreign {
         name: "a partition table",
         make: "echo , | sfdisk -q -X gpt $disk",
-        says: &["a GPT partition table with 1 partition", "nothing was written to it"],
+        says: &["a GPT partition table", "nothing was written to it"],
     },
     Foreign {
         name: "LVM",
