@@ -32,7 +32,7 @@ const FOREIGN: [Foreign; 4] = [
     },
     Foreign {
         name: "LVM",
-        make: "apt-get install -qq -y lvm2 >/dev/null && pvcreate -q -y $disk && vgcreate -q archive $disk",
+        make: "apt-get update -qq && apt-get install -qq -y lvm2 >/dev/null && pvcreate -q -y $disk && vgcreate -q archive $disk",
         says: &["an LVM physical volume (volume group archive)", "nothing was written to it"],
     },
     Foreign {
