@@ -28,11 +28,11 @@ const FOREIGN: [Foreign; 4] = [
     Foreign {
         name: "a partition table",
         make: "echo , | sfdisk -q -X gpt $disk",
-        says: &["a GPT partition table with 1 partition", "nothing was written to it"],
+        says: &["a GPT partition table", "nothing was written to it"],
     },
     Foreign {
         name: "LVM",
-        make: "apt-get install -qq -y lvm2 >/dev/null && pvcreate -q -y $disk && vgcreate -q archive $disk",
+        make: "apt-get update -qq && apt-get install -qq -y lvm2 >/dev/null && pvcreate -q -y $disk && vgcreate -q archive $disk",
         says: &["an LVM physical volume (volume group archive)", "nothing was written to it"],
     },
     Foreign {

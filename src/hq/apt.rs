@@ -2,7 +2,10 @@
 //! configuration files, and remember exactly what was not there before, so that uninstall can take away that and
 //! nothing else.
 
-use super::receipt::{Book, Entry};
+use super::{
+    receipt::{Book, Entry},
+    resource::missing_dirs,
+};
 use crate::{
     host::{Cmd, Host},
     ui::{Step, Try as _},
@@ -15,6 +18,9 @@ use std::{
 
 /// A fresh cloud VM upgrades itself on its first boot: this long may that take.
 const LOCK_WAIT: Duration = Duration::from_secs(600);
+
+/// What a package makes as it is installed and leaves behind when it is purged.
+pub const LEFT_BEHIND: [(&str, &str); 1] = [("nginx-common", "/var/www/html/index.nginx-debian.html")];
 
 fn apt_get(args: &[&str]) -> Cmd {
     // Options in front; a prompt nobody can answer would hang for ever.
@@ -47,6 +53,11 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
             .or_try("see whether this machine's package sources are complete: /etc/apt/sources.list");
     }
     let packages = new_packages(&first.stdout);
+    for (package, path) in LEFT_BEHIND.map(|(package, path)| (package, Path::new(path))) {
+        if packages.iter().any(|new| new == package) && !host.exists(path)? {
+            book.note(Entry::Created { path: path.into(), dirs: missing_dirs(host, path)? })?;
+        }
+    }
     book.note(Entry::Installing { packages })?;
     wait_for_locks(host, step)?;
     host.run_saying(&apt_get(&install), &mut |line| step.detail(line)).or_try(offline)?;

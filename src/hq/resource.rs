@@ -300,6 +300,7 @@ impl Resource {
     /// The paths that stay while this is wanted, and whose contents a unit may read.
     pub fn owns(&self) -> Vec<PathBuf> {
         match self {
+            Self::Packages { .. } => apt::LEFT_BEHIND.iter().map(|(_, path)| path.into()).collect(),
             Self::Env(lock) => env::owns(lock),
             Self::Certificate { host, .. } => certificate::owns(host),
             Self::FirstUser { path, .. } => vec![path.clone()],

@@ -1,7 +1,7 @@
 //! What an uninstall may leave, each with its reason. Everything else is ours to clean.
 
 /// Where (a path; with `/` at its end all below it; with `*` all that begins so), and why.
-const MAY_DIFFER: [(&str, &str); 13] = [
+const MAY_DIFFER: [(&str, &str); 14] = [
     ("/var/log/", "what happened is not undone"),
     ("/var/lib/apt/", "apt's lists of what there is, and what it installed by itself"),
     ("/var/cache/apt/", "apt's copies of packages"),
@@ -9,6 +9,7 @@ const MAY_DIFFER: [(&str, &str); 13] = [
     ("/var/cache/ldconfig/", "rebuilt by whichever package came last"),
     ("/etc/ld.so.cache", "rebuilt by whichever package came last"),
     ("/var/lib/dpkg/", "dpkg's books; that the packages are gone is asked of dpkg"),
+    ("/var/lib/ucf/hashfile.*", "ucf's books from before, of which it keeps a few"),
     ("/var/lib/systemd/", "systemd's own memory: random seed, timers' stamps, deb-systemd-helper's state"),
     ("/var/tmp/systemd-private-*", "scratch space of a service, there while it runs"),
     ("/etc/passwd-", "the copy from before the last change"),
