@@ -171,6 +171,15 @@ impl Step {
         }
     }
 
+    /// As `detail`, for what somebody who reads plain lines must know as well: why it takes so long. Said once.
+    pub fn tell(&self, text: &str) {
+        let told = self.detail.lock().is_ok_and(|detail| *detail == text);
+        if !self.ui.live && !told {
+            self.ui.say(format_args!("{}: {text}", self.what));
+        }
+        self.detail(text);
+    }
+
     pub fn done(mut self) {
         self.clear();
         let took = self.since.elapsed();

@@ -24,7 +24,17 @@ pub const LEFT_BEHIND: [(&str, &str); 1] = [("nginx-common", "/var/www/html/inde
 
 fn apt_get(args: &[&str]) -> Cmd {
     // Options in front; a prompt nobody can answer would hang for ever.
-    let calm = ["-q", "-y", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"];
+    let calm = [
+        "-q",
+        "-y",
+        "-o",
+        "Dpkg::Options::=--force-confdef",
+        "-o",
+        "Dpkg::Options::=--force-confold",
+        // Somebody may take the lock between our look and apt's.
+        "-o",
+        "DPkg::Lock::Timeout=60",
+    ];
     Cmd::new("apt-get", calm.iter().chain(args).copied())
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("NEEDRESTART_SUSPEND", "1")
@@ -118,7 +128,7 @@ fn wait_for_locks(host: &Host, step: &Step) -> Result<()> {
             ))
             .or_try("wait for it to end, or end it, then run this again");
         }
-        step.detail(&format!("waiting for {holder}, which holds the package lock"));
+        step.tell(&format!("waiting for {holder}, which holds the package lock"));
         std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())

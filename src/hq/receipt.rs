@@ -3,7 +3,7 @@
 //! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
 
 use crate::{host::Host, journal::Journal};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -194,7 +194,7 @@ pub struct Book {
     journal: Journal<Line>,
 }
 
-/// An entry as it stands in the file.
+/// An entry as it stands in the file. What it says is read only when its format is one we know.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     /// Format.
@@ -202,7 +202,7 @@ struct Line {
     /// Seconds since 1970.
     at: u64,
     #[serde(flatten)]
-    entry: Entry,
+    entry: serde_json::Value,
 }
 
 impl Book {
@@ -220,8 +220,7 @@ impl Book {
             return Ok(());
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let line = Line { v: FORMAT, at, entry };
-        self.journal.append(&line)?;
+        self.journal.append(&Line { v: FORMAT, at, entry: serde_json::to_value(entry)? })?;
         self.receipt = next;
         Ok(())
     }
@@ -234,7 +233,7 @@ fn fold(lines: Vec<Line>) -> Result<Receipt> {
             v <= FORMAT,
             "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})"
         );
-        receipt.note(entry);
+        receipt.note(serde_json::from_value(entry).with_context(|| format!("reading {PATH}"))?);
     }
     Ok(receipt)
 }
