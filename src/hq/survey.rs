@@ -65,12 +65,27 @@ impl Survey {
         blueprint(&Site { config, machine, services, disk: disk.as_ref() })
     }
 
+    /// Whether nginx runs with our sites and every service has been here before: then no port can be a stranger's,
+    /// and looking who listens, which reads every process, can be left out.
+    fn all_taken_by_us(&self, host: &Host, receipt: &Receipt) -> Result<bool> {
+        let pid = host.read_text(Path::new("/run/nginx.pid"))?.unwrap_or_default();
+        let comm = host.read_text(&Path::new("/proc").join(pid.trim()).join("comm"))?;
+        Ok(receipt.loaded.contains_key(nginx::UNIT)
+            && !pid.trim().is_empty()
+            && comm.is_some_and(|name| name.trim() == "nginx")
+            && self.services.iter().all(|service| receipt.units.contains(&service.unit())))
+    }
+
     /// Whether the ports and names we need are free, or ours. Others are reported by name.
     pub fn check_web(&self, host: &Host, receipt: &Receipt) -> Result<()> {
         if !host.is_live() {
             return Ok(());
         }
-        let sockets = host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?;
+        let sockets = if self.all_taken_by_us(host, receipt)? {
+            String::new()
+        } else {
+            host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?
+        };
         let taken = strangers(&sockets, &[80, 443], "nginx");
         if let Some((port, who)) = taken.first() {
             let busy = || bail!("port {port} is taken by {who}");
