@@ -25,7 +25,9 @@ const NOT_NOTED: &str =
     "-P /var/lib/echoes-appliance/receipt.jsonl -e trace=write -e inject=write:signal=KILL:when=2";
 
 /// What two installations of the same differ in, beyond what an uninstall leaves.
-const OF_ITS_OWN: [(&str, &str); 3] = [
+const OF_ITS_OWN: [(&str, &str); 5] = [
+    ("/opt/echoes-appliance/*.pyc", "names the time at which its source was unpacked"),
+    ("/var/www/docs/site/index.html", "names the time at which it was built"),
     ("/etc/nginx/.htpasswd", "a password of its own"),
     ("/var/lib/echoes-appliance/tls/", "keys and certificates of its own"),
     ("/var/lib/echoes-appliance/receipt.jsonl", "longer by what was done twice; compared by what it says"),

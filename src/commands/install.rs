@@ -115,8 +115,9 @@ fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui)
     let mut done =
         Work { host, take, sweep: Sweep::Unwanted, ui, routes: &routes }.close(&wanted, &seen, book)?;
     done.changes += laid;
-    if done.changes > 0 && host.is_live() {
-        // Everything answers from the new environments: the old ones may go.
+    if host.is_live() && python::is_unswept(host)? {
+        // Everything answers from the new environments: the old ones may go. Asked of the machine, as the run that
+        // made them may have been killed before it came here.
         python::sweep(host)?;
     }
     Ok(done)

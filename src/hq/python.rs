@@ -201,6 +201,11 @@ pub fn switch(host: &Host, lock: &Lock, dir: &Path) -> Result<()> {
     host.link(&link(lock), dir)
 }
 
+/// Whether environments were made and not swept since: the cache is there meanwhile, and goes last.
+pub fn is_unswept(host: &Host) -> Result<bool> {
+    host.exists(Path::new(CACHE))
+}
+
 /// Remove every environment that no link points at, the download cache, and a fetched Python that none of
 /// the rest uses. For when the new one has answered. Says what went.
 pub fn sweep(host: &Host) -> Result<Vec<PathBuf>> {

@@ -13,11 +13,14 @@ use super::{
 };
 use crate::{
     config::Config,
-    host::{Cmd, Host},
+    host::{Cmd, Host, Kind},
     ui::Try as _,
 };
 use anyhow::{Result, bail};
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 pub struct Survey {
     pub config: Config,
@@ -171,19 +174,28 @@ fn refuse_to_hide(host: &Host, config: &Config) -> Result<()> {
     if mounts.lines().any(|line| line.split(' ').nth(4) == at.to_str()) {
         return Ok(());
     }
-    for dir in host.list(&at)? {
-        if let Some(name) = host.list(&at.join(&dir))?.first() {
-            let hidden = || {
-                bail!(
-                    "{}/{dir}/{name} is on the OS disk, and mounting the data disk would hide it",
-                    at.display()
-                )
-            };
-            return hidden()
-                .or_try("move what is there to the data disk by hand, or use --set data.disk=none");
-        }
+    if let Some(file) = first_file(host, &at)? {
+        let hidden =
+            || bail!("{} is on the OS disk, and mounting the data disk would hide it", file.display());
+        return hidden().or_try("move what is there to the data disk by hand, or use --set data.disk=none");
     }
     Ok(())
+}
+
+/// Anything below `dir` that is not a directory. Ours are made empty, and hold nothing that could be lost.
+fn first_file(host: &Host, dir: &Path) -> Result<Option<PathBuf>> {
+    for name in host.list(dir)? {
+        let path = dir.join(name);
+        let found = match host.meta(&path)?.map(|meta| meta.kind) {
+            Some(Kind::Dir) => first_file(host, &path)?,
+            Some(_) => Some(path),
+            None => None,
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Who else listens on one of `ports`: (port, name). From `ss -Hlntp`. Pure.

@@ -1,6 +1,6 @@
 //! What an uninstall may leave, each with its reason. Everything else is ours to clean.
 
-/// Where (a path; with `/` at its end all below it; with `*` all that begins so), and why.
+/// Where (a path; with `/` at its end all below it; `*` stands for anything), and why.
 const MAY_DIFFER: [(&str, &str); 14] = [
     ("/var/log/", "what happened is not undone"),
     ("/var/lib/apt/", "apt's lists of what there is, and what it installed by itself"),
@@ -22,8 +22,8 @@ const MAY_DIFFER: [(&str, &str); 14] = [
 pub fn unexplained(lines: &[String], also: &[(&str, &str)]) -> Vec<String> {
     let explained = |line: &&String| {
         let path = line[2..].split(": ").next().unwrap_or_default();
-        MAY_DIFFER.iter().chain(also).any(|(at, _)| match at.strip_suffix('*') {
-            Some(start) => path.starts_with(start),
+        MAY_DIFFER.iter().chain(also).any(|(at, _)| match at.split_once('*') {
+            Some((start, end)) => path.starts_with(start) && path.ends_with(end),
             None if at.ends_with('/') => path.starts_with(at) || path == at.trim_end_matches('/'),
             None => path == *at,
         })
