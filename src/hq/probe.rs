@@ -389,7 +389,10 @@ fn mlflow_blocked(scene: &Scene, service: Service) -> Result<String> {
 
 fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
     let name = format!("echoes-validate-{}", std::process::id());
-    let dir = scene.config.data.path.to_path().join("tfruns").join(&name);
+    let runs = scene.config.data.path.to_path().join("tfruns");
+    // Made where the disk should be, it would be on the OS disk.
+    ensure!(scene.host.exists(&runs)?, "there is no {}: is the data disk there?", runs.display());
+    let dir = runs.join(&name);
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let file = dir.join(format!("events.out.tfevents.{now}.echoes"));
     scene.host.make_dir(&dir)?;
