@@ -161,6 +161,9 @@ fn what_happens_to_a_headquarters_is_seen_and_survived() {
         &["running `systemctl restart tensorboard.service`", "journalctl -u tensorboard"],
     );
     hq::run(&machine, 0, "install");
+    let bad = hq::bad_answers(&machine).unwrap();
+    assert!(bad.iter().all(|row| row.contains("had to be restarted")), "{bad:?}");
+    hq::run(&machine, 0, "restart --all");
     assert_eq!(hq::bad_answers(&machine).unwrap(), [""; 0]);
 
     // The words for machines, and a receipt of a program that is newer.
