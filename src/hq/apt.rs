@@ -50,8 +50,8 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
     install.extend(&names);
     let mut rehearsal = vec!["-s"];
     rehearsal.extend(&install);
-    let offline =
-        "see whether this machine reaches its package mirrors (`apt-get update`), then run this again";
+    let offline = "see whether this machine reaches its package mirrors (`apt-get update`) and names them all \
+                   (/etc/apt/sources.list), then run this again";
     let mut first = host.ask(&apt_get(&rehearsal))?;
     if !first.ok() || lists_are_stale(host)? {
         step.detail("apt-get update");
@@ -60,7 +60,7 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
     }
     if !first.ok() {
         return Err(anyhow::anyhow!("apt-get cannot install {}: {}", names.join(" "), first.stderr.trim()))
-            .or_try("see whether this machine's package sources are complete: /etc/apt/sources.list");
+            .or_try(offline);
     }
     let packages = new_packages(&first.stdout);
     for (package, path) in LEFT_BEHIND.map(|(package, path)| (package, Path::new(path))) {

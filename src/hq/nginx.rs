@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     host::{Cmd, Host, Kind, System},
+    patience::Patience,
     ui::{Try as _, Ui},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
 pub const UNIT: &str = "nginx.service";
@@ -47,8 +48,12 @@ pub fn transaction(
     if installed && !files.is_empty() {
         step.detail("testing");
         stage(host, &files, book)?;
-        test(host)
-            .or_try("mend the file nginx names, then run this again; what is served has not changed")?;
+        if let Err(refused) = test(host) {
+            host.remove_tree(Path::new(STAGE))?;
+            book.note(Entry::Removed { path: STAGE.into() })?;
+            return Err(refused)
+                .or_try("mend the file nginx names, then run this again; what is served has not changed");
+        }
         // After a kill between swap and proof, the tree to go back to is the one from before that swap.
         if !host.exists(Path::new(BEFORE))? {
             copy(host, TREE, BEFORE, book)?;
@@ -188,8 +193,36 @@ fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
         bail!("nginx refuses its configuration: {}", complaint(&test.stderr));
     }
     host.ask(&Cmd::new("systemctl", ["reset-failed", UNIT]))?;
+    let before = workers(host)?;
     host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_find(|| last_words(host, UNIT))?;
-    Ok(())
+    // Until the old workers stop accepting, an answer may be the old configuration's.
+    Patience::seconds(10).until(|| {
+        let now = workers(host)?;
+        let fresh = !now.is_empty() && now.iter().all(|worker| !before.contains(worker));
+        ensure!(
+            fresh,
+            "nginx still answers with its old configuration 10 s after it was told to load the new one"
+        );
+        Ok(())
+    })
+}
+
+/// The processes that accept connections: children of nginx's main process that are not on their way out.
+fn workers(host: &Host) -> Result<Vec<String>> {
+    let main = host.ask(&Cmd::new("systemctl", ["show", "-p", "MainPID", "--value", UNIT]))?.stdout;
+    let main = main.trim();
+    let children =
+        host.read_text(Path::new(&format!("/proc/{main}/task/{main}/children")))?.unwrap_or_default();
+    let mut workers = Vec::new();
+    for child in children.split_whitespace() {
+        // A process that ends while we look has no title any more.
+        let title =
+            host.read_text(Path::new(&format!("/proc/{child}/cmdline"))).ok().flatten().unwrap_or_default();
+        if title.starts_with("nginx: worker process") && !title.contains("shutting down") {
+            workers.push(child.to_owned());
+        }
+    }
+    Ok(workers)
 }
 
 /// Make every path that changed what it was before.
