@@ -15,10 +15,11 @@ help: ## Show this list
 demo: ## Boot a throw-away Debian machine with a whole headquarters on it
 	@tests/support/tools.sh demo
 	@$(MAKE) --no-print-directory deb
-	@$(AS_ROOT) cargo run --quiet --example demo
+	@cargo build --quiet --example lab
+	@$(AS_ROOT) cargo run --quiet --example demo -- up $(RELEASE)
 
 demo-down: ## End the demo's machine; nothing of it stays
-	@$(AS_ROOT) cargo run --quiet --example lab -- down demo
+	@$(AS_ROOT) cargo run --quiet --example demo -- down
 
 test: ## Install what the tests need, and run all of them
 	@tests/support/tools.sh test

@@ -16,6 +16,9 @@ use clap::Parser as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Every file is written with its mode; under a stricter umask of root's the directories above would shut the
+    // services out.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let cli = cli::Cli::parse();
     let ui = cli.ui();
     match cli.run(&ui) {

@@ -35,11 +35,26 @@ impl fmt::Display for Code {
 /// Attach a hint to an error on its way up.
 pub trait Try<T> {
     fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T>;
+
+    /// As `or_try`, for a hint that takes work to find.
+    fn or_find(self, hint: impl FnOnce() -> String) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<Error>> Try<T> for Result<T, E> {
+    fn or_find(self, hint: impl FnOnce() -> String) -> anyhow::Result<T> {
+        match self {
+            Ok(it) => Ok(it),
+            error => error.or_try(hint()),
+        }
+    }
+
+    /// Beside a hint that is there already: whoever stood nearer to the fault comes first.
     fn or_try(self, hint: impl fmt::Display) -> anyhow::Result<T> {
-        self.map_err(|e| e.into().context(Hint(hint.to_string())))
+        self.map_err(|e| {
+            let error = e.into();
+            let nearer = error.downcast_ref::<Hint>().map(|Hint(nearer)| format!("{nearer}\n"));
+            error.context(Hint(format!("{}{hint}", nearer.unwrap_or_default())))
+        })
     }
 }
 
@@ -82,14 +97,19 @@ impl Ui {
     /// The whole error: what we were doing first, the reason last, then what to try.
     pub fn error(&self, error: &Error) {
         let (hint, code) = (error.downcast_ref::<Hint>(), error.downcast_ref::<Code>());
-        let aside: Vec<_> =
-            [hint.map(ToString::to_string), code.map(ToString::to_string)].into_iter().flatten().collect();
-        let chain: Vec<_> =
-            error.chain().map(ToString::to_string).filter(|part| !aside.contains(part)).collect();
+        let (hint, code) =
+            (hint.map(|Hint(hint)| hint.as_str()).unwrap_or_default(), code.map(ToString::to_string));
+        // A hint carries the nearer ones before it, and each of them stands in the chain too.
+        let is_aside = |part: &String| {
+            code.as_ref() == Some(part) || hint == part || hint.starts_with(&format!("{part}\n"))
+        };
+        let chain: Vec<_> = error.chain().map(ToString::to_string).filter(|part| !is_aside(part)).collect();
         let mut err = std::io::stderr().lock();
         let _ = writeln!(err, "{} {}", self.paint("31", "error:"), chain.join("\n  because: "));
-        if let Some(Hint(hint)) = hint {
-            let _ = writeln!(err, "{}   {hint}", self.paint("36", "try:"));
+        let mut label = self.paint("36", "try:");
+        for line in hint.lines() {
+            let _ = writeln!(err, "{label}   {line}");
+            label = "    ".into();
         }
     }
 
@@ -151,6 +171,15 @@ impl Step {
         }
     }
 
+    /// As `detail`, for what somebody who reads plain lines must know as well: why it takes so long. Said once.
+    pub fn tell(&self, text: &str) {
+        let told = self.detail.lock().is_ok_and(|detail| *detail == text);
+        if !self.ui.live && !told {
+            self.ui.say(format_args!("{}: {text}", self.what));
+        }
+        self.detail(text);
+    }
+
     pub fn done(mut self) {
         self.clear();
         let took = self.since.elapsed();
@@ -179,9 +208,8 @@ impl Drop for Step {
 
 /// Leave a structured entry in the system's journal, where there is one.
 fn remember(what: &str) {
-    if libsystemd::logging::connected_to_journal()
-        || std::path::Path::new("/run/systemd/journal/socket").exists()
-    {
+    // What a unit says on standard error is in the journal already.
+    if !libsystemd::logging::connected_to_journal() {
         let vars: HashMap<&str, &str> =
             HashMap::from([("SYSLOG_IDENTIFIER", "echoes-appliance"), ("ECHOES_STEP", what)]);
         // A full or absent journal is no reason to stop an installation.
@@ -208,6 +236,13 @@ pub fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_hint_comes_first_and_none_is_lost() {
+        let error = || -> anyhow::Result<()> { anyhow::bail!("disk full") };
+        let error = error().or_try("make room").or_try("run this again").unwrap_err();
+        assert_eq!(error.downcast_ref::<Hint>().unwrap().0, "make room\nrun this again");
+    }
 
     #[test]
     fn columns_line_up() {

@@ -5,14 +5,15 @@ use crate::{
     config::{self, Setting},
     host::{Host, System},
     hq::{
-        plan::{Done, Sweep, Take, converge},
+        plan::{Done, Sweep, Take, Work, look, refuse_foreign},
         probe, python,
         receipt::{Book, Entry},
-        resource::{Resource, hash, missing_dirs},
+        resource::{Resource, Seen, hash, missing_dirs},
         service::Service,
         survey::Survey,
         users,
     },
+    tls::internal::Authority,
     ui::Ui,
 };
 use anyhow::Result;
@@ -94,25 +95,37 @@ fn take(asked: &[String]) -> Take {
 
 /// The ground first: which nginx and which Python there are decides what the rest looks like.
 fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui) -> Result<Done> {
-    let no_routes = || Ok(());
     let is_ground = |resource: &Resource| matches!(resource, Resource::Packages { .. } | Resource::Env(_));
-    let ground: Vec<Resource> = survey.blueprint()?.into_iter().filter(is_ground).collect();
-    let first = converge(host, &ground, book, take, Sweep::Nothing, ui, &no_routes)?;
-    let survey = if first.changes == 0 { survey } else { survey.again(host)? };
-    let wanted = survey.blueprint()?;
+    let (mut survey, mut laid) = (survey, 0);
+    let mut wanted = survey.blueprint()?;
+    let mut seen = look(host, &wanted, &book.receipt)?;
+    if wanted.iter().zip(&seen).any(|(resource, seen)| is_ground(resource) && matches!(seen, Seen::Wrong(_)))
+    {
+        // What will stop us later stops us before anything is done.
+        refuse_foreign(&wanted, &seen)?;
+        wanted.retain(is_ground);
+        laid = Work { host, take, sweep: Sweep::Nothing, ui, routes: &|| Ok(()) }
+            .converge(&wanted, book)?
+            .changes;
+        survey = survey.again(host)?;
+        wanted = survey.blueprint()?;
+        seen = look(host, &wanted, &book.receipt)?;
+    }
     let routes = || probe::routes(host, &survey.config, &survey.services);
-    let mut done = converge(host, &wanted, book, take, Sweep::Unwanted, ui, &routes)?;
-    done.changes += first.changes;
-    if done.changes > 0 && host.is_live() {
-        // Everything answers from the new environments: the old ones may go.
+    let mut done =
+        Work { host, take, sweep: Sweep::Unwanted, ui, routes: &routes }.close(&wanted, &seen, book)?;
+    done.changes += laid;
+    if host.is_live() && python::is_unswept(host)? {
+        // Everything answers from the new environments: the old ones may go. Asked of the machine, as the run that
+        // made them may have been killed before it came here.
         python::sweep(host)?;
     }
     Ok(done)
 }
 
 fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<u8> {
-    for stays in &done.stays {
-        ui.warn(format_args!("stays: {stays}"));
+    for (undo, why) in &done.stays {
+        ui.warn(format_args!("stays: {undo}: {why}"));
     }
     for path in &done.edited {
         ui.warn(format_args!(
@@ -123,18 +136,34 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
     }
     if done.changes == 0 {
         ui.say("nothing to change");
-        return Ok(0);
+    } else if host.is_live() {
+        addresses(host, done, settings, book, ui)?;
+    } else {
+        ui.say(format_args!(
+            "{} changes; `echoes-appliance install` on the running machine does the rest",
+            done.changes
+        ));
     }
-    let config = settings.read(host)?;
-    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
-    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
-        ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
-    }
+    // Also when an earlier run was killed before it could say so.
     if let Some((user, password)) = users::show_first(host)? {
         ui.out(format_args!(
             "\n  user {user}, password {password} (shown this once; `echoes-appliance user add` makes more)"
         ));
     }
-    ui.say("\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.");
     Ok(0)
+}
+
+fn addresses(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
+    let config = settings.read(host)?;
+    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
+    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
+        ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
+    }
+    if let Some((_, authority)) = Authority::read(host)? {
+        ui.say(
+            "\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.",
+        );
+        ui.say(format_args!("Its SHA-256 fingerprint: {}", authority.fingerprint));
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use super::{config::Settings, need_installed, need_root, this_machine};
 use crate::{
     hq::{
         nginx,
-        plan::{Sweep, Take, converge},
+        plan::{Sweep, Take, Work},
         probe,
         receipt::Book,
         resource::Resource,
@@ -22,7 +22,7 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let mut book = Book::open(&host)?;
-    let survey = Survey::new(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
+    let survey = Survey::without_data(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
     let mut wanted = survey.blueprint()?;
     wanted.retain(|resource| match resource {
         Resource::Certificate { .. } => true,
@@ -30,7 +30,8 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         _ => false,
     });
     let routes = || probe::routes(&host, &survey.config, &survey.services);
-    let done = converge(&host, &wanted, &mut book, &Take::default(), Sweep::Nothing, ui, &routes)?;
+    let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Nothing, ui, routes: &routes };
+    let done = work.converge(&wanted, &mut book)?;
     if done.changes == 0 {
         ui.say("no certificate is due");
     }

@@ -38,7 +38,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         let step = ui.step(format_args!("{service} at {}", service.url(&config)));
         let unit = service.unit();
         host.ask(&Cmd::new("systemctl", ["reset-failed", &unit]))?;
-        host.run(&Cmd::new("systemctl", ["restart", &unit])).or_try(last_words(&host, &unit))?;
+        host.run(&Cmd::new("systemctl", ["restart", &unit])).or_find(|| last_words(&host, &unit))?;
         step.done();
     }
     Ok(0)

@@ -3,9 +3,9 @@
 use super::{need_installed, need_root, this_machine};
 use crate::{
     hq::{
-        plan::{Sweep, Take, converge},
+        plan::{Sweep, Take, Work},
         receipt::{self, Book, Receipt},
-        undo::{Fate, unwanted},
+        undo::{Fate, Undo, mounted, unwanted},
     },
     ui::Ui,
 };
@@ -31,13 +31,19 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
                 Fate::Stays(why) => ui.out(format_args!("stays  {undo}: {why}")),
                 Fate::Gone => ui.out(format_args!("gone   {undo}")),
             }
+            if let Undo::Dir(path) = &undo
+                && mounted(&host, path)?
+            {
+                ui.out(format_args!("stays  everything on the disk that is mounted at {}", path.display()));
+            }
         }
         return Ok(0);
     }
     let mut book = Book::open(&host)?;
-    let done = converge(&host, &[], &mut book, &Take::default(), Sweep::Unwanted, ui, &|| Ok(()))?;
-    for stays in &done.stays {
-        ui.out(format_args!("stays: {stays}"));
+    let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Unwanted, ui, routes: &|| Ok(()) };
+    let done = work.converge(&[], &mut book)?;
+    for (undo, why) in &done.stays {
+        ui.out(format_args!("stays: {undo}: {why}"));
     }
     if !book.receipt.is_empty() {
         bail!("something is left that could not be taken back; running this again goes on from here");

@@ -2,7 +2,10 @@
 //! configuration files, and remember exactly what was not there before, so that uninstall can take away that and
 //! nothing else.
 
-use super::receipt::{Book, Entry};
+use super::{
+    receipt::{Book, Entry},
+    resource::missing_dirs,
+};
 use crate::{
     host::{Cmd, Host},
     ui::{Step, Try as _},
@@ -16,9 +19,22 @@ use std::{
 /// A fresh cloud VM upgrades itself on its first boot: this long may that take.
 const LOCK_WAIT: Duration = Duration::from_secs(600);
 
+/// What a package makes as it is installed and leaves behind when it is purged.
+pub const LEFT_BEHIND: [(&str, &str); 1] = [("nginx-common", "/var/www/html/index.nginx-debian.html")];
+
 fn apt_get(args: &[&str]) -> Cmd {
     // Options in front; a prompt nobody can answer would hang for ever.
-    let calm = ["-q", "-y", "-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"];
+    let calm = [
+        "-q",
+        "-y",
+        "-o",
+        "Dpkg::Options::=--force-confdef",
+        "-o",
+        "Dpkg::Options::=--force-confold",
+        // Somebody may take the lock between our look and apt's.
+        "-o",
+        "DPkg::Lock::Timeout=60",
+    ];
     Cmd::new("apt-get", calm.iter().chain(args).copied())
         .env("DEBIAN_FRONTEND", "noninteractive")
         .env("NEEDRESTART_SUSPEND", "1")
@@ -34,8 +50,8 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
     install.extend(&names);
     let mut rehearsal = vec!["-s"];
     rehearsal.extend(&install);
-    let offline =
-        "see whether this machine reaches its package mirrors (`apt-get update`), then run this again";
+    let offline = "see whether this machine reaches its package mirrors (`apt-get update`) and names them all \
+                   (/etc/apt/sources.list), then run this again";
     let mut first = host.ask(&apt_get(&rehearsal))?;
     if !first.ok() || lists_are_stale(host)? {
         step.detail("apt-get update");
@@ -44,9 +60,14 @@ pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> R
     }
     if !first.ok() {
         return Err(anyhow::anyhow!("apt-get cannot install {}: {}", names.join(" "), first.stderr.trim()))
-            .or_try("see whether this machine's package sources are complete: /etc/apt/sources.list");
+            .or_try(offline);
     }
     let packages = new_packages(&first.stdout);
+    for (package, path) in LEFT_BEHIND.map(|(package, path)| (package, Path::new(path))) {
+        if packages.iter().any(|new| new == package) && !host.exists(path)? {
+            book.note(Entry::Created { path: path.into(), dirs: missing_dirs(host, path)? })?;
+        }
+    }
     book.note(Entry::Installing { packages })?;
     wait_for_locks(host, step)?;
     host.run_saying(&apt_get(&install), &mut |line| step.detail(line)).or_try(offline)?;
@@ -107,7 +128,7 @@ fn wait_for_locks(host: &Host, step: &Step) -> Result<()> {
             ))
             .or_try("wait for it to end, or end it, then run this again");
         }
-        step.detail(&format!("waiting for {holder}, which holds the package lock"));
+        step.tell(&format!("waiting for {holder}, which holds the package lock"));
         std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())

@@ -346,3 +346,106 @@ fn plain(path: PathBuf, text: &str) -> Resource {
 fn etc(name: &str) -> PathBuf {
     Path::new("/etc").join(name)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        let program = "/usr/bin/echoes-appliance".into();
+        Machine { nginx: (1, 22), python: (3, 11), ipv6: true, program, build: "1".into() }
+    }
+
+    fn draw(config: &Config, machine: &Machine, disk: Option<&DataDisk>) -> Vec<Resource> {
+        let services = Service::ALL.into_iter().collect();
+        blueprint(&Site { config, machine, services: &services, disk }).unwrap()
+    }
+
+    fn text(all: &[Resource], path: &str) -> String {
+        let file = all.iter().find_map(|r| match r {
+            Resource::File(file) if file.path == Path::new(path) => Some(file.text.clone()),
+            _ => None,
+        });
+        file.unwrap_or_else(|| panic!("no {path}"))
+    }
+
+    fn disk() -> DataDisk {
+        DataDisk { device: "/dev/sdc".into(), uuid: "u".into(), size: 1 << 30, blank: false, udev: true }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn every_template_and_page_has_its_row() {
+        fn walk(dir: &Path, base: &Path, out: &mut BTreeSet<String>) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => walk(&path, base, out),
+                    false => drop(out.insert(path.strip_prefix(base).unwrap().display().to_string())),
+                }
+            }
+        }
+        let under = |name: &str| {
+            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+            let mut found = BTreeSet::new();
+            walk(&base, &base, &mut found);
+            found
+        };
+        let mut templates = under("templates");
+        assert!(templates.remove("sandbox"), "included by others");
+        assert_eq!(templates, TEMPLATES.iter().map(|t| t.name.to_owned()).collect());
+        assert_eq!(under("assets/dashboard"), PAGE.iter().map(|(name, _)| (*name).to_owned()).collect());
+        assert_eq!(under("assets/handbook"), docs::pages().map(ToOwned::to_owned).collect());
+    }
+
+    #[test]
+    fn a_file_comes_before_the_unit_that_reads_it_and_nginx_last() {
+        let all = draw(&Config::default(), &machine(), Some(&disk()));
+        let place = |path: &Path| all.iter().position(|r| r.path() == Some(path));
+        for (n, resource) in all.iter().enumerate() {
+            let Resource::Unit(unit) = resource else { continue };
+            let late = unit.reads.iter().find(|path| place(path).is_some_and(|at| at > n));
+            assert_eq!(late, None, "{} reads it", unit.name);
+        }
+        assert!(matches!(all.last(), Some(Resource::Unit(unit)) if unit.name == nginx::UNIT));
+    }
+
+    #[test]
+    fn the_nginx_of_each_release_is_spoken_to_in_its_own_words() {
+        let config = Config::default();
+        let says = |nginx, name: &str| {
+            text(&draw(&config, &Machine { nginx, ..machine() }, None), &format!("/etc/nginx/{name}"))
+        };
+        let docs = "sites-available/echoes-docs.conf";
+        assert!(says((1, 18), docs).contains("listen 443 ssl http2;"));
+        assert!(says((1, 26), docs).contains("listen 443 ssl;"));
+        assert!(says((1, 26), "snippets/echoes-tls.conf").contains("http2 on;"));
+        let default = "sites-available/echoes-default.conf";
+        assert!(!says((1, 18), default).contains("ssl_reject_handshake"));
+        assert!(says((1, 26), default).contains("ssl_reject_handshake on;"));
+    }
+
+    #[test]
+    fn services_wait_for_the_disk_only_where_there_is_one() {
+        let unit = |disk: Option<&DataDisk>| {
+            text(&draw(&Config::default(), &machine(), disk), "/etc/systemd/system/mlflow.service")
+        };
+        assert!(unit(Some(&disk())).contains("AssertPathIsMountPoint=/mnt/echoes_data"));
+        assert!(!unit(None).contains("AssertPathIsMountPoint"));
+    }
+
+    #[test]
+    fn a_database_password_is_in_one_file_of_roots_alone() {
+        let set = ["mlflow.backend=postgresql://u:hunter2@db/x".parse().unwrap()];
+        let config = Config::parse(Path::new("x"), "", &set).unwrap();
+        for resource in draw(&config, &machine(), None) {
+            if let Resource::File(file) = &resource
+                && file.text.contains("hunter2")
+            {
+                let is = (file.path.as_path(), file.mode, file.secret);
+                assert_eq!(is, (Path::new(mlflow::ENVIRONMENT), 0o600, true));
+            }
+            assert!(!resource.to_string().contains("hunter2"));
+        }
+    }
+}

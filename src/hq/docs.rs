@@ -38,6 +38,12 @@ const PAGES: &[(&str, &str)] = handbook![
     "docs/handbook.js",
 ];
 
+/// The names of the handbook's files.
+#[cfg(test)]
+pub fn pages() -> impl Iterator<Item = &'static str> {
+    PAGES.iter().map(|(name, _)| *name)
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Site {
     /// The team's project; None for the handbook.
@@ -127,8 +133,9 @@ impl Site {
         host.remove(Path::new("/var/lib/echoes-docs-build"))?;
         host.remove_tree(&self.to)?;
         host.rename(&next, &self.to)?;
-        book.note(Entry::Removed { path: next })?;
-        book.note(Entry::Loaded { what: self.to_string(), hash })
+        // In this order: a site that is noted as built is not built again because of what is noted after it.
+        book.note(Entry::Loaded { what: self.to_string(), hash })?;
+        book.note(Entry::Removed { path: next })
     }
 
     fn lay_out(&self, host: &Host, book: &mut Book) -> Result<()> {

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     host::{Cmd, Host, Kind, System},
+    patience::Patience,
     ui::{Try as _, Ui},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 
 pub const UNIT: &str = "nginx.service";
@@ -28,7 +29,7 @@ pub fn is_nginx(path: Option<&Path>) -> bool {
     path.is_some_and(|path| path.starts_with(TREE))
 }
 
-/// Carry out all of `changes` or none. Does nothing when there are none.
+/// Carry out all of `changes` or none. Does nothing when there are none. Returns what had to stay, and why.
 pub fn transaction(
     host: &Host,
     changes: &[Change],
@@ -36,28 +37,33 @@ pub fn transaction(
     book: &mut Book,
     ui: &Ui,
     routes: &dyn Fn() -> Result<()>,
-) -> Result<()> {
+) -> Result<Vec<(Undo, String)>> {
     if changes.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let files: Vec<&Change> =
         changes.iter().filter(|c| !matches!(c, Change::Make(Resource::Unit(_), _))).collect();
     let installed = host.is_live() && host.exists(Path::new("/usr/sbin/nginx"))?;
     let step = ui.step(format_args!("nginx: {}", summary(changes)));
-    if installed {
+    if installed && !files.is_empty() {
         step.detail("testing");
         stage(host, &files, book)?;
-        test(host)
-            .or_try("mend the file nginx names, then run this again; what is served has not changed")?;
+        if let Err(refused) = test(host) {
+            host.remove_tree(Path::new(STAGE))?;
+            book.note(Entry::Removed { path: STAGE.into() })?;
+            return Err(refused)
+                .or_try("mend the file nginx names, then run this again; what is served has not changed");
+        }
         // After a kill between swap and proof, the tree to go back to is the one from before that swap.
         if !host.exists(Path::new(BEFORE))? {
             copy(host, TREE, BEFORE, book)?;
         }
     }
+    let mut stays = Vec::new();
     for change in &files {
-        apply(host, change, book)?;
+        stays.extend(apply(host, change, book)?);
     }
-    if let Some(unit) = unit {
+    if let Some(unit) = unit.filter(|_| installed) {
         unit.enable(host, book)?;
     }
     if installed {
@@ -81,7 +87,7 @@ pub fn transaction(
         forget(host, book)?;
     }
     step.done();
-    Ok(())
+    Ok(stays)
 }
 
 fn summary(changes: &[Change]) -> String {
@@ -107,10 +113,10 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
             }
             Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
             Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
-            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path))) => {
-                if undo.fate(host, &book.receipt)? == Fate::Goes {
-                    staged.remove(&moved(path))?;
-                }
+            Change::Undo(undo @ (Undo::File(path) | Undo::Link(path)))
+                if undo.fate(host, &book.receipt)? == Fate::Goes =>
+            {
+                staged.remove(&moved(path))?;
             }
             Change::Undo(Undo::Aside { path, target }) if host.exists(target)? => {
                 staged.link(&moved(path), target)?
@@ -163,12 +169,16 @@ fn complaint(said: &str) -> String {
     line.split_once("] ").map_or(line, |(_, rest)| rest).trim().to_owned()
 }
 
-fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<()> {
+/// What had to stay after all, and why.
+fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<Option<(Undo, String)>> {
     let silent = Ui::new(true).step("");
-    match change {
-        Change::Make(resource, _) => resource.make(host, book, &silent),
-        Change::Undo(undo) => undo.undo(host, book, &silent).map(drop),
-    }
+    Ok(match change {
+        Change::Make(resource, _) => {
+            resource.make(host, book, &silent)?;
+            None
+        }
+        Change::Undo(undo) => undo.undo(host, book, &silent)?.map(|why| (undo.clone(), why)),
+    })
 }
 
 /// Take in what is in the tree now. A running nginx keeps the old configuration when it refuses the new one, and
@@ -183,8 +193,36 @@ fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
         bail!("nginx refuses its configuration: {}", complaint(&test.stderr));
     }
     host.ask(&Cmd::new("systemctl", ["reset-failed", UNIT]))?;
-    host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_try(last_words(host, UNIT))?;
-    Ok(())
+    let before = workers(host)?;
+    host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_find(|| last_words(host, UNIT))?;
+    // Until the old workers stop accepting, an answer may be the old configuration's.
+    Patience::seconds(10).until(|| {
+        let now = workers(host)?;
+        let fresh = !now.is_empty() && now.iter().all(|worker| !before.contains(worker));
+        ensure!(
+            fresh,
+            "nginx still answers with its old configuration 10 s after it was told to load the new one"
+        );
+        Ok(())
+    })
+}
+
+/// The processes that accept connections: children of nginx's main process that are not on their way out.
+fn workers(host: &Host) -> Result<Vec<String>> {
+    let main = host.ask(&Cmd::new("systemctl", ["show", "-p", "MainPID", "--value", UNIT]))?.stdout;
+    let main = main.trim();
+    let children =
+        host.read_text(Path::new(&format!("/proc/{main}/task/{main}/children")))?.unwrap_or_default();
+    let mut workers = Vec::new();
+    for child in children.split_whitespace() {
+        // A process that ends while we look has no title any more.
+        let title =
+            host.read_text(Path::new(&format!("/proc/{child}/cmdline"))).ok().flatten().unwrap_or_default();
+        if title.starts_with("nginx: worker process") && !title.contains("shutting down") {
+            workers.push(child.to_owned());
+        }
+    }
+    Ok(workers)
 }
 
 /// Make every path that changed what it was before.

@@ -12,7 +12,11 @@ use crate::{
     ui::{Try as _, Ui},
 };
 use anyhow::{Result, bail};
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change<'a> {
@@ -100,42 +104,64 @@ pub fn plan<'a>(
 pub struct Done {
     pub changes: usize,
     /// What had to stay, and why.
-    pub stays: Vec<String>,
+    pub stays: Vec<(Undo, String)>,
     /// Files of ours that somebody edited, kept.
     pub edited: Vec<PathBuf>,
 }
 
-/// Look, decide, note, do; until there is nothing to do. `routes` proves, after nginx took in something new, that
-/// every route still answers.
-pub fn converge(
-    host: &Host,
-    wanted: &[Resource],
-    book: &mut Book,
-    take: &Take,
-    sweep: Sweep,
-    ui: &Ui,
-    routes: &dyn Fn() -> Result<()>,
-) -> Result<Done> {
-    let seen = look(host, wanted, &book.receipt)?;
-    refuse_foreign(wanted, &seen)?;
-    let changes = plan(wanted, &seen, &book.receipt, take, sweep);
-    let mut done = Done { changes: changes.len(), ..Done::default() };
-    let edited = wanted.iter().zip(&seen).filter(|(_, seen)| **seen == Seen::Edited);
-    done.edited = edited.filter_map(|(resource, _)| resource.path().map(Into::into)).collect();
-    done.edited.retain(|path: &PathBuf| !take.all && !take.paths.contains(path));
-    let (web, others): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(Change::is_web);
-    let (makes, undos): (Vec<Change>, Vec<Change>) =
-        others.into_iter().partition(|change| matches!(change, Change::Make(..)));
-    // What nginx passes to is up before nginx passes to it, and goes after nginx has stopped doing so.
-    for change in &makes {
-        carry_out(host, change, book, ui, &mut done)?;
+impl Done {
+    /// A directory that only holds what stays anyway is not worth a line of its own.
+    fn stay(&mut self, (undo, why): (Undo, String)) {
+        let holds = |dir: &Path| {
+            self.stays.iter().any(|(undo, _)| undo.path().is_some_and(|path| path.starts_with(dir)))
+        };
+        if !matches!(&undo, Undo::Dir(dir) if holds(dir)) {
+            self.stays.push((undo, why));
+        }
     }
-    let unit = wanted.iter().find_map(nginx_unit);
-    nginx::transaction(host, &web, unit, book, ui, routes)?;
-    for change in &undos {
-        carry_out(host, change, book, ui, &mut done)?;
+}
+
+/// How the difference is closed.
+pub struct Work<'a> {
+    pub host: &'a Host,
+    pub take: &'a Take,
+    pub sweep: Sweep,
+    pub ui: &'a Ui,
+    /// Proves, after nginx took in something new, that every route still answers.
+    pub routes: &'a dyn Fn() -> Result<()>,
+}
+
+impl Work<'_> {
+    /// Look, decide, note, do; until there is nothing to do.
+    pub fn converge(&self, wanted: &[Resource], book: &mut Book) -> Result<Done> {
+        let seen = look(self.host, wanted, &book.receipt)?;
+        self.close(wanted, &seen, book)
     }
-    Ok(done)
+
+    /// As `converge`, for what was looked at already.
+    pub fn close(&self, wanted: &[Resource], seen: &[Seen], book: &mut Book) -> Result<Done> {
+        let Self { host, take, sweep, ui, routes } = self;
+        refuse_foreign(wanted, seen)?;
+        let changes = plan(wanted, seen, &book.receipt, take, *sweep);
+        let mut done = Done { changes: changes.len(), ..Done::default() };
+        let edited = wanted.iter().zip(seen).filter(|(_, seen)| **seen == Seen::Edited);
+        done.edited = edited.filter_map(|(resource, _)| resource.path().map(Into::into)).collect();
+        done.edited.retain(|path: &PathBuf| !take.all && !take.paths.contains(path));
+        let (web, others): (Vec<Change>, Vec<Change>) = changes.into_iter().partition(Change::is_web);
+        let (makes, undos): (Vec<Change>, Vec<Change>) =
+            others.into_iter().partition(|change| matches!(change, Change::Make(..)));
+        // What nginx passes to is up before nginx passes to it, and goes after nginx has stopped doing so.
+        for change in &makes {
+            carry_out(host, change, book, ui, &mut done)?;
+        }
+        let unit = wanted.iter().find_map(nginx_unit);
+        let stays = nginx::transaction(host, &web, unit, book, ui, routes).or_try(AGAIN)?;
+        stays.into_iter().for_each(|stays| done.stay(stays));
+        for change in &undos {
+            carry_out(host, change, book, ui, &mut done)?;
+        }
+        Ok(done)
+    }
 }
 
 fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut Done) -> Result<()> {
@@ -146,8 +172,9 @@ fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut 
     match change {
         Change::Make(resource, _) => resource.make(host, book, &step).or_try(AGAIN)?,
         Change::Undo(undo) => {
-            let stays = undo.undo(host, book, &step).or_try(AGAIN)?;
-            done.stays.extend(stays.map(|why| format!("{undo}: {why}")));
+            if let Some(why) = undo.undo(host, book, &step).or_try(AGAIN)? {
+                done.stay((undo.clone(), why));
+            }
         }
     }
     step.done();
@@ -166,7 +193,7 @@ fn nginx_unit(resource: &Resource) -> Option<&Unit> {
     }
 }
 
-fn refuse_foreign(wanted: &[Resource], seen: &[Seen]) -> Result<()> {
+pub fn refuse_foreign(wanted: &[Resource], seen: &[Seen]) -> Result<()> {
     let foreign = wanted.iter().zip(seen).filter_map(|(resource, seen)| match seen {
         Seen::Foreign(what) => {
             Some(format!("{} is there already: {what}", resource.path().unwrap_or("?".as_ref()).display()))

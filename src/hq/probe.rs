@@ -268,6 +268,9 @@ fn certificate(scene: &Scene, service: Service) -> Result<String> {
         "nginx serves another certificate than the one in {}",
         store::paths(&name).0.display()
     );
+    let (ca, _) = Authority::read(scene.host)?.context("there is no authority")?;
+    tls::trusted(&served.chain, &name, &ca, time::OffsetDateTime::now_utc())
+        .context("a client that trusts our authority would refuse it")?;
     let left = days_left(&file);
     ensure!(left > 0, "it ended {} days ago", -left);
     Ok(format!("served as on disk, {left} days left"))
@@ -386,7 +389,10 @@ fn mlflow_blocked(scene: &Scene, service: Service) -> Result<String> {
 
 fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
     let name = format!("echoes-validate-{}", std::process::id());
-    let dir = scene.config.data.path.to_path().join("tfruns").join(&name);
+    let runs = scene.config.data.path.to_path().join("tfruns");
+    // Made where the disk should be, it would be on the OS disk.
+    ensure!(scene.host.exists(&runs)?, "there is no {}: is the data disk there?", runs.display());
+    let dir = runs.join(&name);
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let file = dir.join(format!("events.out.tfevents.{now}.echoes"));
     scene.host.make_dir(&dir)?;

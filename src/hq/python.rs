@@ -6,7 +6,7 @@
 //! switches; the old one goes only when `sweep` is called. This file refuses to install anything whose hash
 //! is not in the lock, and to build anything from source: that would run a stranger's code as root.
 
-use crate::host::{Cmd, Host, Kind};
+use crate::host::{Cmd, Host, Kind, Meta};
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -148,7 +148,7 @@ pub fn current(host: &Host, lock: &Lock) -> Result<Option<PathBuf>> {
     })
 }
 
-/// Costs one start of the interpreter.
+/// Starts nothing where the names say it all; an interpreter that is there and does not run shows in its services.
 pub fn look(host: &Host, lock: &Lock) -> Result<Seen> {
     if host.is_live() { look_inside(host, lock) } else { Ok(Seen::Later) }
 }
@@ -161,7 +161,8 @@ fn look_inside(host: &Host, lock: &Lock) -> Result<Seen> {
     if marker.lock != digest(lock.text) {
         return Ok(Seen::Wrong("made from other requirements than this version's".into()));
     }
-    Ok(match version(host, &dir.join("bin/python")) {
+    let python = dir.join("bin/python");
+    Ok(match named_version(host, &python)?.map_or_else(|| version(host, &python), Ok) {
         Ok(python) if python == marker.python => Seen::Right(Env { dir, python }),
         Ok((major, minor)) => Seen::Wrong(format!("its Python became {major}.{minor}")),
         Err(e) => Seen::Wrong(format!("its Python does not run any more: {e:#}")),
@@ -198,6 +199,11 @@ fn make_inside(host: &Host, lock: &Lock, say: &mut dyn FnMut(&str)) -> Result<En
 /// From here on the services start from `dir`. One rename: there is always one or the other.
 pub fn switch(host: &Host, lock: &Lock, dir: &Path) -> Result<()> {
     host.link(&link(lock), dir)
+}
+
+/// Whether environments were made and not swept since: the cache is there meanwhile, and goes last.
+pub fn is_unswept(host: &Host) -> Result<bool> {
+    host.exists(Path::new(CACHE))
 }
 
 /// Remove every environment that no link points at, the download cache, and a fetched Python that none of
@@ -521,6 +527,26 @@ fn version(host: &Host, python: &Path) -> Result<Version> {
     let said = host.run(&ask)?;
     let Some(version) = parse(said.trim()) else { bail!("{} answered {said:?}", python.display()) };
     Ok(version)
+}
+
+/// By the name of the program that the links lead to, which is python3.13 in Debian and from uv. None where it says
+/// nothing, or there is no such program.
+fn named_version(host: &Host, python: &Path) -> Result<Option<Version>> {
+    let mut path = python.to_owned();
+    // The kernel gives up after forty; an environment has three.
+    for _ in 0..8 {
+        match host.meta(&path)? {
+            Some(Meta { kind: Kind::Link(target), .. }) => {
+                path = path.parent().unwrap_or(Path::new("/")).join(target)
+            }
+            Some(Meta { kind: Kind::File, mode, .. }) if mode & 0o111 != 0 => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                return Ok(name.strip_prefix("python").and_then(parse));
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 fn parse(text: &str) -> Option<Version> {

@@ -3,7 +3,7 @@
 //! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
 
 use crate::{host::Host, journal::Journal};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -194,7 +194,7 @@ pub struct Book {
     journal: Journal<Line>,
 }
 
-/// An entry as it stands in the file.
+/// An entry as it stands in the file. What it says is read only when its format is one we know.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
     /// Format.
@@ -202,7 +202,7 @@ struct Line {
     /// Seconds since 1970.
     at: u64,
     #[serde(flatten)]
-    entry: Entry,
+    entry: serde_json::Value,
 }
 
 impl Book {
@@ -211,12 +211,17 @@ impl Book {
         Ok(Self { receipt: fold(lines)?, journal })
     }
 
-    /// On disk when this returns; only then act.
+    /// On disk when this returns; only then act. What is in it already is not written again, so that each entry is
+    /// a step forward however often the steps are cut short.
     pub fn note(&mut self, entry: Entry) -> Result<()> {
+        let mut next = self.receipt.clone();
+        next.note(entry.clone());
+        if next == self.receipt {
+            return Ok(());
+        }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let line = Line { v: FORMAT, at, entry };
-        self.journal.append(&line)?;
-        self.receipt.note(line.entry);
+        self.journal.append(&Line { v: FORMAT, at, entry: serde_json::to_value(entry)? })?;
+        self.receipt = next;
         Ok(())
     }
 }
@@ -228,7 +233,45 @@ fn fold(lines: Vec<Line>) -> Result<Receipt> {
             v <= FORMAT,
             "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})"
         );
-        receipt.note(entry);
+        receipt.note(serde_json::from_value(entry).with_context(|| format!("reading {PATH}"))?);
     }
     Ok(receipt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+
+    /// One of each entry, as the first release wrote them. Never changed: machines out there hold these.
+    const V1: &str = include_str!("../../tests/receipts/v1.jsonl");
+
+    fn read(text: &str) -> Result<Receipt> {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.write(Path::new(PATH), 0o600, text.as_bytes()).unwrap();
+        Receipt::read(&host)
+    }
+
+    #[test]
+    fn receipts_of_every_format_load_for_ever() {
+        let did = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["did"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(V1.lines().map(did).collect::<BTreeSet<_>>().len(), 17, "one of each");
+        // It ends in the undoing of everything, so that nothing is left if each entry was understood.
+        let receipt = read(V1).unwrap();
+        assert!(receipt.is_empty(), "{receipt:?}");
+        let before: String = V1.lines().take(12).map(|line| format!("{line}\n")).collect();
+        let receipt = read(&before).unwrap();
+        assert_eq!((receipt.files.len(), receipt.dirs.len()), (1, 3));
+        assert_eq!(receipt.loaded["mlflow.service"], "abc");
+    }
+
+    #[test]
+    fn an_older_program_says_that_it_is_the_older_one() {
+        let err = read("{\"v\":2,\"at\":0,\"did\":\"disabled\",\"unit\":\"x\"}\n").unwrap_err();
+        assert!(err.to_string().contains("newer echoes-appliance"), "{err:#}");
+    }
 }

@@ -300,6 +300,7 @@ impl Resource {
     /// The paths that stay while this is wanted, and whose contents a unit may read.
     pub fn owns(&self) -> Vec<PathBuf> {
         match self {
+            Self::Packages { .. } => apt::LEFT_BEHIND.iter().map(|(_, path)| path.into()).collect(),
             Self::Env(lock) => env::owns(lock),
             Self::Certificate { host, .. } => certificate::owns(host),
             Self::FirstUser { path, .. } => vec![path.clone()],
@@ -351,6 +352,9 @@ impl File {
 
 impl Unit {
     fn look(&self, host: &Host, receipt: &Receipt, eyes: &Eyes) -> Result<Seen> {
+        if !host.is_live() && !self.is_known(host)? {
+            return Ok(Seen::Later);
+        }
         let Some(facts) = eyes.units.get(&self.name) else { return wrong("not there") };
         if !facts.enabled {
             return wrong("not enabled");
@@ -371,6 +375,16 @@ impl Unit {
         Ok(Seen::Right)
     }
 
+    /// Whether an image has the unit's file; one of a package that is yet to come is not there.
+    fn is_known(&self, host: &Host) -> Result<bool> {
+        for dir in ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"] {
+            if host.exists(&Path::new(dir).join(&self.name))? {
+                return Ok(true);
+            }
+        }
+        Ok(self.reads.iter().any(|path| path.starts_with("/etc/systemd/system")))
+    }
+
     fn make(&self, host: &Host, book: &mut Book) -> Result<()> {
         self.enable(host, book)?;
         if !host.is_live() {
@@ -380,7 +394,7 @@ impl Unit {
         // A unit that was tried too often refuses to be tried again, also when its reason is gone.
         host.ask(&Cmd::new("systemctl", ["reset-failed", &self.name]))?;
         host.run(&Cmd::new("systemctl", [self.load.verb(), &self.name]))
-            .or_try(last_words(host, &self.name))?;
+            .or_find(|| last_words(host, &self.name))?;
         book.note(Entry::Loaded { what: self.name.clone(), hash: loading })
     }
 
@@ -416,19 +430,19 @@ impl Load {
 pub fn last_words(host: &Host, unit: &str) -> String {
     let cmd = Cmd::new("journalctl", ["-u", unit, "-n", "5", "-o", "cat", "--no-pager"]);
     let said = host.ask(&cmd).map(|out| out.stdout).unwrap_or_default();
-    let said: Vec<_> = said.lines().map(|line| format!("\n         {line}")).collect();
+    let said: Vec<_> = said.lines().map(|line| format!("\n  {line}")).collect();
     format!("`journalctl -u {unit}`, which ends:{}", said.concat())
 }
 
 impl Tool {
     fn cmd(self, host: &Host, file: &Path) -> Cmd {
         let root = format!("--root={}", host.root().display());
-        // A rooted tool wants the path as it is in there.
+        // With a root, a tool finds a description by its name in there, and a path in the machine it runs on.
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let file = if host.is_live() { file.display().to_string() } else { name };
         match self {
-            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file.display().to_string()]),
-            Self::Tmpfiles => {
-                Cmd::new("systemd-tmpfiles", [root, "--create".into(), file.display().to_string()])
-            }
+            Self::Sysusers => Cmd::new("systemd-sysusers", [root, file]),
+            Self::Tmpfiles => Cmd::new("systemd-tmpfiles", [root, "--create".into(), file]),
         }
     }
 }

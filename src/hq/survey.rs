@@ -13,11 +13,14 @@ use super::{
 };
 use crate::{
     config::Config,
-    host::{Cmd, Host},
+    host::{Cmd, Host, Kind},
     ui::Try as _,
 };
 use anyhow::{Result, bail};
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 pub struct Survey {
     pub config: Config,
@@ -31,6 +34,16 @@ pub struct Survey {
 impl Survey {
     /// `asked` are the services named on the command line; none means all.
     pub fn new(host: &Host, config: Config, asked: &[Service], receipt: &Receipt) -> Result<Self> {
+        let mut survey = Self::without_data(host, config, asked, receipt)?;
+        if host.is_live() {
+            survey.disk = data_disk(host, &survey.config, receipt, &mut survey.warnings)?;
+        }
+        Ok(survey)
+    }
+
+    /// As `new`, with no look at the disks. For what serves the data's pages but has no part in the data:
+    /// certificates are renewed while the disk is missing, too.
+    pub fn without_data(host: &Host, config: Config, asked: &[Service], receipt: &Receipt) -> Result<Self> {
         let release = host.read_text(Path::new("/etc/os-release"))?.unwrap_or_default();
         apt::check_system(&release).or_try("install on a fresh Debian or Ubuntu machine")?;
         let services = choose(&config, asked, &receipt.services);
@@ -38,9 +51,8 @@ impl Survey {
         if services.is_empty() {
             nothing().or_try("set enabled = true for one of them in the settings")?;
         }
-        let mut warnings = Vec::new();
-        let disk = if host.is_live() { data_disk(host, &config, receipt, &mut warnings)? } else { None };
-        Ok(Self { machine: Machine::look(host)?, config, services, disk, warnings })
+        let machine = Machine::look(host)?;
+        Ok(Self { machine, config, services, disk: None, warnings: Vec::new() })
     }
 
     /// The same, after packages came that the drawing depends on.
@@ -53,12 +65,27 @@ impl Survey {
         blueprint(&Site { config, machine, services, disk: disk.as_ref() })
     }
 
+    /// Whether nginx runs with our sites and every service has been here before: then no port can be a stranger's,
+    /// and looking who listens, which reads every process, can be left out.
+    fn all_taken_by_us(&self, host: &Host, receipt: &Receipt) -> Result<bool> {
+        let pid = host.read_text(Path::new("/run/nginx.pid"))?.unwrap_or_default();
+        let comm = host.read_text(&Path::new("/proc").join(pid.trim()).join("comm"))?;
+        Ok(receipt.loaded.contains_key(nginx::UNIT)
+            && !pid.trim().is_empty()
+            && comm.is_some_and(|name| name.trim() == "nginx")
+            && self.services.iter().all(|service| receipt.units.contains(&service.unit())))
+    }
+
     /// Whether the ports and names we need are free, or ours. Others are reported by name.
     pub fn check_web(&self, host: &Host, receipt: &Receipt) -> Result<()> {
         if !host.is_live() {
             return Ok(());
         }
-        let sockets = host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?;
+        let sockets = if self.all_taken_by_us(host, receipt)? {
+            String::new()
+        } else {
+            host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?
+        };
         let taken = strangers(&sockets, &[80, 443], "nginx");
         if let Some((port, who)) = taken.first() {
             let busy = || bail!("port {port} is taken by {who}");
@@ -147,19 +174,28 @@ fn refuse_to_hide(host: &Host, config: &Config) -> Result<()> {
     if mounts.lines().any(|line| line.split(' ').nth(4) == at.to_str()) {
         return Ok(());
     }
-    for dir in host.list(&at)? {
-        if let Some(name) = host.list(&at.join(&dir))?.first() {
-            let hidden = || {
-                bail!(
-                    "{}/{dir}/{name} is on the OS disk, and mounting the data disk would hide it",
-                    at.display()
-                )
-            };
-            return hidden()
-                .or_try("move what is there to the data disk by hand, or use --set data.disk=none");
-        }
+    if let Some(file) = first_file(host, &at)? {
+        let hidden =
+            || bail!("{} is on the OS disk, and mounting the data disk would hide it", file.display());
+        return hidden().or_try("move what is there to the data disk by hand, or use --set data.disk=none");
     }
     Ok(())
+}
+
+/// Anything below `dir` that is not a directory. Ours are made empty, and hold nothing that could be lost.
+fn first_file(host: &Host, dir: &Path) -> Result<Option<PathBuf>> {
+    for name in host.list(dir)? {
+        let path = dir.join(name);
+        let found = match host.meta(&path)?.map(|meta| meta.kind) {
+            Some(Kind::Dir) => first_file(host, &path)?,
+            Some(_) => Some(path),
+            None => None,
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Who else listens on one of `ports`: (port, name). From `ss -Hlntp`. Pure.

@@ -100,7 +100,6 @@ pub fn served(addr: SocketAddr, host_name: &str, patience: Duration) -> Result<S
     ask().with_context(doing)
 }
 
-#[cfg(test)]
 /// Whether a client that trusts only the authorities in `ca_pem` would accept this chain for this host.
 pub fn trusted(
     chain: &[CertificateDer<'_>],

@@ -49,9 +49,10 @@ pub fn installed(release: Release) -> Machine {
     Machine::with(release, Options { layer: Some(layer.unwrap()), ..Options::default() }).unwrap()
 }
 
-fn add_package(machine: &Machine) -> Result<()> {
+pub fn add_package(machine: &Machine) -> Result<()> {
     machine.push(&deb(), "/root/echoes-appliance.deb", 0o644)?;
-    let out = machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
+    let out =
+        machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
     ensure!(out.code == 0, "installing the package: {}", out.stderr);
     Ok(())
 }
@@ -76,4 +77,15 @@ pub fn bad_answers(machine: &Machine) -> Result<Vec<String>> {
     let rows = all["rows"].as_array().context("no rows")?;
     let bad = rows.iter().filter(|row| row["verdict"] == "bad");
     Ok(bad.map(|row| format!("{}: {}", row["id"], row["cause"])).collect())
+}
+
+/// Ask MLflow, beside nginx.
+#[track_caller]
+pub fn mlflow(machine: &Machine, what: &str, body: &str) -> String {
+    let ask = "import sys, urllib.request as r; print(r.urlopen(r.Request(sys.argv[1], sys.stdin.buffer.read(), \
+               {'Content-Type': 'application/json'})).read().decode())";
+    let url = format!("http://127.0.0.1:5000/api/2.0/mlflow/{what}");
+    let out = machine.exec_fed(&format!("python3 -c \"{ask}\" {url}"), body.as_bytes());
+    assert_eq!(out.code, 0, "{}", words(&out));
+    out.stdout
 }

@@ -16,7 +16,7 @@ fi
 keep_skips() {
     local line
     while read -r line; do skipped+=("$line"); done \
-        < <(grep -oh 'SKIPPED: [^<]*' target/nextest/default/junit.xml 2> /dev/null | sort -u |
+        < <(grep -oh 'SKIPPED[: ][^<]*' target/nextest/default/junit.xml 2> /dev/null | sort -u |
             sed "s/&quot;/\"/g; s/&apos;/'/g; s/&lt;/</g; s/&gt;/>/g; s/&amp;/\&/g")
 }
 

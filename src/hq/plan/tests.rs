@@ -38,7 +38,8 @@ fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
 
 fn install_with(host: &Host, wanted: &[Resource], take: &Take) -> Result<Done> {
     let mut book = Book::open(host)?;
-    converge(host, wanted, &mut book, take, Sweep::Unwanted, &Ui::new(true), &|| Ok(()))
+    let work = Work { host, take, sweep: Sweep::Unwanted, ui: &Ui::new(true), routes: &|| Ok(()) };
+    work.converge(wanted, &mut book)
 }
 
 fn install(host: &Host, wanted: &[Resource]) -> Result<Done> {
@@ -105,12 +106,24 @@ fn uninstall_is_converging_on_nothing() {
     install(&host, &hq("a.example", &Service::ALL)).unwrap();
     host.write(Path::new(SITE), 0o644, b"mine").unwrap();
     let done = install(&host, &[]).unwrap();
-    assert_eq!(done.stays.len(), 2, "the edited file, and the directory that holds it: {:?}", done.stays);
-    assert!(done.stays[0].contains("edited since we wrote it"), "{:?}", done.stays);
+    assert_eq!(done.stays, [(Undo::File(SITE.into()), "edited since we wrote it".into())]);
     assert_eq!(host.list(Path::new("/etc/nginx/sites-available")).unwrap(), ["echoes-mlflow.conf"]);
     assert_eq!(host.list(Path::new("/etc/systemd/system")).unwrap(), [""; 0]);
     assert!(Receipt::read(&host).unwrap().is_empty());
     assert_eq!(install(&host, &[]).unwrap().changes, 0);
+}
+
+#[test]
+fn settings_that_a_flag_wrote_stay_as_long_as_anything_does() {
+    let (_dir, host) = root();
+    let path = Path::new(crate::config::PATH);
+    let note = Entry::Wrote { path: path.into(), hash: hash(b"x"), dirs: vec![] };
+    Book::open(&host).unwrap().note(note).unwrap();
+    host.write(path, 0o640, b"x").unwrap();
+    install(&host, &hq("a.example", &[Service::Docs])).unwrap();
+    assert!(host.exists(path).unwrap());
+    install(&host, &[]).unwrap();
+    assert!(!host.exists(path).unwrap());
 }
 
 #[test]

@@ -1,0 +1,277 @@
+//! `make bench`: install, nothing to do and one changed file, beside the same work by Ansible and by pyinfra; and
+//! what the password check costs. Ratios of medians, taken in turns on lab machines. It judges nothing: times on a
+//! shared host are no test.
+
+// A tool of ours, not part of the appliance.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
+
+#[allow(dead_code)]
+#[path = "../tests/support/hq.rs"]
+mod hq;
+#[path = "../tests/support/lab.rs"]
+mod lab;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::{Lab, Machine, Release};
+use serde_json::{Value, json};
+use std::{path::Path, process::Command};
+
+const RELEASE: Release = Release::Trixie;
+/// Of the machines' Python, for which the tools are fetched on this host.
+const PYTHON: &str = "3.13";
+const TOP: &str = env!("CARGO_MANIFEST_DIR");
+const USAGE: &str = "usage: bench [--rounds N] [--cold N] [--json]";
+
+const OURS: &str = "echoes-appliance install";
+const ANSIBLE: &str = "cd /root/role && LC_ALL=C.UTF-8 PYTHONPATH=/root/tools python3 -m ansible playbook -i localhost, playbook.yml";
+const PYINFRA: &str =
+    "cd /root/role && LC_ALL=C.UTF-8 PYTHONPATH=/root/tools python3 -m pyinfra -y @local deploy.py";
+const BARE: &str = "sh /root/bare.sh /root/services.txt /root/docs.txt";
+
+fn main() -> Result<()> {
+    let (mut rounds, mut cold, mut as_json) = (5, 3, false);
+    let args: Vec<_> = std::env::args().skip(1).collect();
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        match arg.as_str() {
+            "--rounds" => rounds = rest.next().context(USAGE)?.parse()?,
+            "--cold" => cold = rest.next().context(USAGE)?.parse()?,
+            "--json" => as_json = true,
+            _ => bail!(USAGE),
+        }
+    }
+    Lab::available().map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
+    let tools = tools()?;
+    let machine = prepared(&tools)?;
+    note("the first installation");
+    seconds(&machine, "echoes-appliance install --set data.disk=none")?;
+    // Ansible wants it for its apt module, and would install it by itself.
+    machine.ok("apt-get -qq -y install python3-apt wrk >/dev/null");
+    let tasks: u32 =
+        machine.ok("python3 /root/role.py /root/role /root/services.txt /root/docs.txt").trim().parse()?;
+
+    let mut rows = Vec::new();
+    rows.extend(nothing_to_do(&machine, rounds)?);
+    rows.extend(one_file(&machine, rounds)?);
+    rows.push(password_check(&machine, rounds)?);
+    if cold > 0 {
+        rows.extend(from_nothing(&machine, &tools, cold)?);
+    }
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    if as_json {
+        let rows: Vec<_> = rows.iter().map(Row::json).collect();
+        println!("{}", serde_json::to_string_pretty(&json!({"tasks": tasks, "load": load, "rows": rows}))?);
+    } else {
+        println!("\n{tasks} tasks in the playbook and in the deploy; load of this host at the end: {load}\n");
+        println!("{:<34} {:>10} {:>22}", "", "median", "ratio");
+        rows.iter().for_each(|row| println!("{row}"));
+    }
+    Ok(())
+}
+
+/// One line of the table: a median, and how it stands to ours.
+struct Row {
+    what: String,
+    unit: &'static str,
+    all: Vec<f64>,
+    ratio: Option<(f64, &'static str)>,
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let ratio = self.ratio.map(|(ratio, of)| json!({"ratio": ratio, "of": of}));
+        json!({"what": self.what, "unit": self.unit, "median": median(&self.all), "all": self.all, "ratio": ratio})
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:<34} {:>7.3} {:<4}", self.what, median(&self.all), self.unit)?;
+        self.ratio.map_or(Ok(()), |(ratio, of)| write!(f, " {ratio:>8.2} × {of}"))
+    }
+}
+
+fn rows(what: &str, ours: Vec<f64>, others: Vec<(&str, Vec<f64>)>) -> Vec<Row> {
+    let base = median(&ours);
+    let mut rows = vec![Row { what: format!("{what}: ours"), unit: "s", all: ours, ratio: None }];
+    rows.extend(others.into_iter().map(|(name, all)| {
+        let ratio = Some((median(&all) / base, "ours"));
+        Row { what: format!("{what}: {name}"), unit: "s", all, ratio }
+    }));
+    rows
+}
+
+fn nothing_to_do(machine: &Machine, rounds: usize) -> Result<Vec<Row>> {
+    // Once each untimed: caches are warm, and what a tool finds wrong at its first look is set right.
+    for sh in [OURS, ANSIBLE, PYINFRA] {
+        seconds(machine, sh)?;
+    }
+    let (mut ours, mut ansible, mut pyinfra) = (vec![], vec![], vec![]);
+    for round in 1..=rounds {
+        note(&format!("nothing to do, {round} of {rounds}"));
+        ours.push(saying(machine, OURS, "nothing to change")?);
+        ansible.push(saying(machine, ANSIBLE, "changed=0 ")?);
+        let (time, said) = timed(machine, PYINFRA)?;
+        ensure!(!said.contains("] Success"), "pyinfra found something to change:\n{said}");
+        pyinfra.push(time);
+    }
+    Ok(rows("nothing to do", ours, vec![("Ansible", ansible), ("pyinfra", pyinfra)]))
+}
+
+/// A unit file changes and its service restarts: here the settings say so, there the file in the role.
+fn one_file(machine: &Machine, rounds: usize) -> Result<Vec<Row>> {
+    const SET: &str = "echoes-appliance install --set tensorboard.memory_max=1536M";
+    let (mut ours, mut ansible, mut pyinfra) = (vec![], vec![], vec![]);
+    for round in 1..=rounds {
+        note(&format!("one file, {round} of {rounds}"));
+        ours.push(saying(machine, SET, "2 changes")?);
+        // Theirs are still the unit and the settings from before, so they change both back, and restart.
+        ansible.push(saying(machine, ANSIBLE, "changed=3 ")?);
+        seconds(machine, SET)?;
+        pyinfra.push(seconds(machine, PYINFRA)?);
+    }
+    seconds(machine, "echoes-appliance install --set tensorboard.memory_max=2G")?;
+    Ok(rows("one file, one restart", ours, vec![("Ansible", ansible), ("pyinfra", pyinfra)]))
+}
+
+/// A call to MLflow through nginx, with the password asked for and without, in alternating pairs.
+fn password_check(machine: &Machine, rounds: usize) -> Result<Row> {
+    // The site once more on another port, but for the line that asks.
+    machine.ok(
+        "sed -e 's/443/8443/; /echoes-auth/d' /etc/nginx/sites-available/echoes-mlflow.conf >/etc/nginx/conf.d/bench.conf \
+         && nginx -t -q && systemctl reload nginx && sleep 1 \
+         && grep -q mlflow.localhost /etc/hosts || echo 127.0.0.1 mlflow.localhost >>/etc/hosts",
+    );
+    let out = machine.exec_fed("echoes-appliance user add bench", b"a bench password\n");
+    ensure!(out.code == 0, "adding a user: {}", out.stderr);
+    // The check looks at the file once a second: who was added is let in by then.
+    machine.ok("sleep 2");
+    let rate = |port: u16| -> Result<f64> {
+        // bench:a bench password
+        let said = machine.ok(&format!(
+            "wrk -t1 -c8 -d4s -H 'Authorization: Basic YmVuY2g6YSBiZW5jaCBwYXNzd29yZA==' \
+             'https://mlflow.localhost:{port}/api/2.0/mlflow/experiments/get?experiment_id=0'"
+        ));
+        ensure!(!said.contains("Non-2xx"), "on port {port}: {said}");
+        let rate = said.lines().find_map(|line| line.strip_prefix("Requests/sec:"));
+        Ok(rate.context("wrk names no rate")?.trim().parse()?)
+    };
+    let (mut with, mut ratios) = (vec![], vec![]);
+    rate(443)?;
+    for round in 1..=rounds {
+        note(&format!("password check, {round} of {rounds}"));
+        // Who goes first changes: what warms up or tires favours neither.
+        let (asked, open) = if round % 2 == 0 {
+            let open = rate(8443)?;
+            (rate(443)?, open)
+        } else {
+            (rate(443)?, rate(8443)?)
+        };
+        ratios.push(asked / open);
+        with.push(asked);
+    }
+    machine.ok(
+        "rm /etc/nginx/conf.d/bench.conf && systemctl reload nginx && echoes-appliance user remove bench",
+    );
+    let ratio = Some((median(&ratios), "without a password"));
+    Ok(Row { what: "MLflow through nginx: password".into(), unit: "/s", all: with, ratio })
+}
+
+/// Each on a machine of its own, fresh but for the package lists.
+fn from_nothing(machine: &Machine, tools: &Path, rounds: usize) -> Result<Vec<Row>> {
+    let role = tools.with_extension("role.tar");
+    machine.ok("tar -C /root -cf /root/role.tar role");
+    machine.pull("/root/role.tar", &role)?;
+    let mut times: [Vec<f64>; 4] = Default::default();
+    for round in 1..=rounds {
+        let ours = format!("{OURS} --set data.disk=none");
+        for (n, sh) in [ours.as_str(), BARE, ANSIBLE, PYINFRA].into_iter().enumerate() {
+            note(&format!(
+                "from nothing, {round} of {rounds}: {}",
+                ["ours", "bare", "Ansible", "pyinfra"][n]
+            ));
+            let fresh = prepared(tools)?;
+            fresh.push(&role, "/root/role.tar", 0o600)?;
+            fresh.ok("tar -C /root -xf /root/role.tar; apt-get -qq -y install python3-apt >/dev/null");
+            times[n].push(seconds(&fresh, sh)?);
+        }
+    }
+    let [ours, bare, ansible, pyinfra] = times;
+    let others = vec![("bare apt and uv", bare), ("Ansible", ansible), ("pyinfra", pyinfra)];
+    Ok(rows("from nothing", ours, others))
+}
+
+/// A machine with the package, the tools and the material, and with its package lists fetched.
+fn prepared(tools: &Path) -> Result<Machine> {
+    let machine = Machine::boot(RELEASE)?;
+    hq::add_package(&machine)?;
+    machine.push(tools, "/root/tools.tar", 0o600)?;
+    machine.ok("mkdir /root/tools && tar -C /root/tools -xf /root/tools.tar && rm /root/tools.tar");
+    for name in [
+        "benches/role.py",
+        "benches/bare.sh",
+        "benches/uv.sh",
+        "assets/python/services.txt",
+        "assets/python/docs.txt",
+    ] {
+        let path = Path::new(TOP).join(name);
+        let to = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        machine.push(&path, &format!("/root/{to}"), 0o644)?;
+    }
+    machine.ok("apt-get -qq update");
+    Ok(machine)
+}
+
+/// ansible-core and pyinfra as a directory to put on Python's path: no package of the machine's is needed for them.
+fn tools() -> Result<std::path::PathBuf> {
+    let dir = Path::new(TOP).join("target/bench-tools");
+    let tar = dir.join(format!("{PYTHON}.tar"));
+    if !tar.exists() {
+        note("fetching ansible-core and pyinfra");
+        std::fs::create_dir_all(&dir)?;
+        let sh = "rm -rf \"$0\" && python3 -m pip install --quiet --target \"$0\" --python-version \"$1\" \
+                  --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 --only-binary=:all: \
+                  ansible-core pyinfra && tar -C \"$0\" -cf \"$2.half\" . && mv \"$2.half\" \"$2\"";
+        let status =
+            Command::new("sh").args(["-c", sh]).arg(dir.join(PYTHON)).arg(PYTHON).arg(&tar).status()?;
+        ensure!(status.success(), "fetching ansible-core and pyinfra: {status}");
+    }
+    Ok(tar)
+}
+
+/// How long it takes in there, by the machine's own clock. It must succeed.
+fn seconds(machine: &Machine, sh: &str) -> Result<f64> {
+    Ok(timed(machine, sh)?.0)
+}
+
+/// As `seconds`, where it must also say this: otherwise something else was timed.
+fn saying(machine: &Machine, sh: &str, words: &str) -> Result<f64> {
+    let (seconds, said) = timed(machine, sh)?;
+    ensure!(said.contains(words), "`{sh}` does not say {words:?}:\n{said}");
+    Ok(seconds)
+}
+
+fn timed(machine: &Machine, sh: &str) -> Result<(f64, String)> {
+    let script = format!(
+        "s=$(date +%s%N); ( {sh} ) >/root/said 2>&1; c=$?; e=$(date +%s%N); echo $((e-s)); cat /root/said; exit $c"
+    );
+    let out = machine.exec(&script);
+    ensure!(out.code == 0, "`{sh}` ended in {}:\n{}\n{}", out.code, out.stdout, out.stderr);
+    let (time, said) = out.stdout.split_once('\n').context("it said nothing")?;
+    let time = time.parse::<f64>()? / 1e9;
+    let tool = sh.split(' ').find(|word| ["ansible", "pyinfra", "echoes-appliance"].contains(word));
+    note(&format!("  {:<18} {time:>8.3} s", tool.unwrap_or("bare")));
+    Ok((time, said.to_owned()))
+}
+
+fn median(all: &[f64]) -> f64 {
+    let mut all = all.to_vec();
+    all.sort_by(f64::total_cmp);
+    let n = all.len();
+    if n == 0 { f64::NAN } else { (all[(n - 1) / 2] + all[n / 2]) / 2.0 }
+}
+
+fn note(what: &str) {
+    eprintln!("bench: {what}");
+}

@@ -1,0 +1,167 @@
+//! Killed anywhere, and run again: the same end. `kill -9` at every entry of the journal, for real.
+
+// Tests look at files and processes directly.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
+
+#[allow(dead_code)]
+#[path = "support/hq.rs"]
+mod hq;
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/traces.rs"]
+mod traces;
+
+use lab::{Disk, Machine, Release, differences};
+use serde_json::Value;
+use std::{collections::BTreeSet, process::Stdio, time::Instant};
+
+/// Die at an entry, after its bytes are written and before anything is done about it. Only the journal is synced
+/// by fdatasync(2), and what is noted is not noted again: so each run of this does one entry's work and no more.
+const NOTED: &str = "-e trace=fdatasync -e inject=fdatasync:signal=KILL:when=";
+
+/// Die at an entry before its bytes are written. Taking something back comes before its note, so at the second
+/// entry each run has taken back one thing that is noted and one that is not.
+const NOT_NOTED: &str =
+    "-P /var/lib/echoes-appliance/receipt.jsonl -e trace=write -e inject=write:signal=KILL:when=2";
+
+/// What two installations of the same differ in, beyond what an uninstall leaves.
+const OF_ITS_OWN: [(&str, &str); 5] = [
+    ("/opt/echoes-appliance/*.pyc", "names the time at which its source was unpacked"),
+    ("/var/www/docs/site/index.html", "names the time at which it was built"),
+    ("/etc/nginx/.htpasswd", "a password of its own"),
+    ("/var/lib/echoes-appliance/tls/", "keys and certificates of its own"),
+    ("/var/lib/echoes-appliance/receipt.jsonl", "longer by what was done twice; compared by what it says"),
+];
+
+#[test]
+fn killed_at_every_entry_of_its_journal() {
+    if !hq::can_boot("killed at every entry") {
+        return;
+    }
+    let since = Instant::now();
+    let says = |what: &str| eprintln!("{:6.1} s: {what}", since.elapsed().as_secs_f64());
+    let machine = hq::fresh(Release::Bookworm, vec![Disk::blank(1024).unwrap()]);
+    let before = machine.manifest().unwrap();
+
+    let (kills, said) = killed_until_done(&machine, NOTED, "install");
+    says(&format!("installed after {kills} kills"));
+    assert!(kills > 60, "every entry is a kill, and there are more than {kills}");
+    assert!(said.contains("user echoes, password "), "the password is shown by the run that ends:\n{said}");
+    assert_eq!(hq::run(&machine, 0, "install"), "nothing to change\n");
+    let bad = hq::bad_answers(&machine).unwrap();
+    assert!(bad.is_empty(), "{bad:#?}");
+    let (killed, killed_receipt) = (machine.manifest().unwrap(), receipt(&machine));
+
+    let (kills, _) = killed_until_done(&machine, NOT_NOTED, "uninstall");
+    says(&format!("uninstalled after {kills} kills"));
+    assert!(kills > 40, "every entry is a kill, and there are more than {kills}");
+    let left = traces::unexplained(&differences(&before, &machine.manifest().unwrap()), &[]);
+    assert!(left.is_empty(), "uninstall leaves:\n{}", left.join("\n"));
+
+    hq::run(&machine, 0, "install");
+    says("installed without a kill");
+    let straight = machine.manifest().unwrap();
+    let other = traces::unexplained(&differences(&straight, &killed), &OF_ITS_OWN);
+    assert!(other.is_empty(), "a killed install ends elsewhere:\n{}", other.join("\n"));
+    assert_eq!(killed_receipt, receipt(&machine));
+}
+
+#[test]
+fn killed_in_the_middle_of_a_child() {
+    if !hq::can_boot("killed in the middle of a child") {
+        return;
+    }
+    let machine = hq::fresh(Release::Bookworm, vec![]);
+    let before = machine.manifest().unwrap();
+    // dpkg with it, half way through unpacking: what a machine that lost its power finds.
+    kill_when(
+        &machine,
+        "dpkg .*--unpack",
+        "pkill -9 -x echoes-applianc; pkill -9 -x apt-get; pkill -9 -x dpkg",
+    );
+    // We alone: apt goes on without us, and the next run has to wait for it.
+    kill_when(&machine, "dpkg .*--(unpack|configure)", "pkill -9 -x echoes-applianc");
+    kill_when(&machine, "uv .*pip install", "pkill -9 -x echoes-applianc");
+    kill_when(&machine, "uv .*pip install", "pkill -9 -x echoes-applianc; pkill -9 -x uv");
+    hq::run(&machine, 0, "install --set data.disk=none --service tensorboard");
+    let bad = hq::bad_answers(&machine).unwrap();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert_eq!(machine.ok("dpkg --audit"), "");
+    hq::run(&machine, 0, "uninstall");
+    // Here the data were on the OS disk: they stay.
+    let data = [("/mnt/echoes_data/", "data stay")];
+    let left = traces::unexplained(&differences(&before, &machine.manifest().unwrap()), &data);
+    assert!(left.is_empty(), "uninstall leaves:\n{}", left.join("\n"));
+}
+
+/// Start an install, and kill when a process like this is there.
+fn kill_when(machine: &Machine, process: &str, kill: &str) {
+    let mut command =
+        machine.command("echoes-appliance install --set data.disk=none --service tensorboard").unwrap();
+    let install = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    // Looked for from inside, as often as can be: some of these live for a second.
+    let wait = format!(
+        "for n in $(seq 6000); do pgrep -f '^[^ ]*{process}' >/dev/null && break; sleep 0.02; done; {kill}"
+    );
+    let since = Instant::now();
+    let out = machine.exec(&wait);
+    let ended = install.wait_with_output().unwrap();
+    let killed = ended.status.code().is_none_or(|code| code == 137);
+    assert!(killed, "no {process} in {:?}: {ended:?}; {out:?}", since.elapsed());
+    eprintln!("killed at {process} after {:.1} s", since.elapsed().as_secs_f64());
+}
+
+/// Run until a run ends by itself; how many did not, and what the last one said.
+fn killed_until_done(machine: &Machine, kill: &str, command: &str) -> (u32, String) {
+    for kills in 0..250 {
+        // The one note that is never the same twice: its file system gets a new UUID as long as there is none.
+        let formatting =
+            || machine.ok("tail -n 1 /var/lib/echoes-appliance/receipt.jsonl").contains("formatting");
+        let when = match kill.strip_suffix('=') {
+            Some(_) if kills > 0 && formatting() => "2",
+            Some(_) => "1",
+            None => "",
+        };
+        let out = machine.exec(&format!("strace -q -o /dev/null {kill}{when} echoes-appliance {command}"));
+        match out.code {
+            137 => {}
+            0 => return (kills, hq::words(&out)),
+            code => panic!("`{command}` after {kills} kills ended with {code}:\n{}", hq::words(&out)),
+        }
+    }
+    panic!("no progress:\n{}", machine.ok("tail -n 8 /var/lib/echoes-appliance/receipt.jsonl"))
+}
+
+/// What the receipt says is on the machine: one line for each thing of ours.
+fn receipt(machine: &Machine) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for line in machine.ok("cat /var/lib/echoes-appliance/receipt.jsonl").lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let text = |field: &str| line[field].as_str().unwrap_or_default().to_owned();
+        let list = |field: &str| -> Vec<String> {
+            let names = line[field].as_array().map(Vec::as_slice).unwrap_or_default();
+            names.iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+        };
+        all.extend(list("dirs").iter().map(|dir| format!("path {dir}")));
+        match line["did"].as_str().unwrap() {
+            "wrote" | "linked" | "created" | "built" => drop(all.insert(format!("path {}", text("path")))),
+            "removed" => drop(all.remove(&format!("path {}", text("path")))),
+            "set-aside" => drop(all.insert(format!("aside {}", text("path")))),
+            "put-back" => drop(all.remove(&format!("aside {}", text("path")))),
+            "enabled" => drop(all.insert(format!("unit {}", text("unit")))),
+            "disabled" => drop(all.remove(&format!("unit {}", text("unit")))),
+            "loaded" => drop(all.insert(format!("loaded {}", text("what")))),
+            "installing" => all.extend(list("packages").iter().map(|name| format!("package {name}"))),
+            "added-users" => {
+                all.extend(
+                    ["users", "groups"].iter().flat_map(|kind| list(kind)).map(|name| format!("user {name}")),
+                );
+            }
+            "services" => all.extend(list("names").iter().map(|name| format!("service {name}"))),
+            // The second installation finds the disk of the first.
+            "made-dirs" | "formatting" => {}
+            other => panic!("a new kind of entry, {other}: tell this test what it means"),
+        }
+    }
+    all
+}
