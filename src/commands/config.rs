@@ -17,11 +17,16 @@ const EX_CONFIG: u8 = 78;
 #[derive(clap::Args, Default)]
 pub struct Settings {
     /// The settings file
-    #[arg(long, global = true, value_name = "FILE", default_value = config::PATH, hide_default_value = true)]
+    #[arg(long, global = true, value_name = "FILE", value_parser = absolute, default_value = config::PATH, hide_default_value = true)]
     pub config: PathBuf,
     /// Override one setting, as in `--set data.disk=none`; install writes it to the settings file
     #[arg(long, global = true, value_name = "KEY=VALUE")]
     pub set: Vec<Setting>,
+}
+
+/// From where the person stands: `Host` takes every path from the root.
+fn absolute(path: &str) -> std::io::Result<PathBuf> {
+    std::path::absolute(path)
 }
 
 impl Settings {

@@ -1,0 +1,183 @@
+//! What the commands that need no machine say, word by word: what is not expected must not be there. The words of
+//! clap (usage, help) are clap's; of those only what scripts lean on is held.
+
+// Tests look at files and processes directly.
+#![allow(clippy::disallowed_methods, clippy::print_stderr)]
+
+use std::{path::Path, process::Command};
+use tempfile::TempDir;
+
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Run it in `dir`, whose name is then written as `DIR`, with no environment but a path.
+fn run(dir: &Path, arguments: &[&str]) -> Said {
+    let out = Command::new(env!("CARGO_BIN_EXE_echoes-appliance"))
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(dir.to_str().unwrap(), "DIR");
+    Said { code: out.status.code().unwrap(), out: text(out.stdout), err: text(out.stderr) }
+}
+
+fn said(code: i32, out: &str, err: &str) -> Said {
+    Said { code, out: out.into(), err: err.into() }
+}
+
+/// A directory with this settings file in it.
+fn settings(text: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.toml"), text).unwrap();
+    dir
+}
+
+const DEFAULTS: &str = include_str!("../assets/config.toml");
+
+#[test]
+fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
+    let dir = settings("");
+    let help = run(dir.path(), &["--help"]);
+    assert_eq!((help.code, help.err.as_str()), (0, ""));
+    let verbs = [
+        "install",
+        "plan",
+        "validate",
+        "status",
+        "logs",
+        "restart",
+        "uninstall",
+        "user",
+        "config",
+        "ca",
+        "help",
+    ];
+    let listed: Vec<&str> = help
+        .out
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(listed, verbs);
+    let widest = help.out.lines().map(str::len).max();
+    assert!(widest <= Some(100), "help is wider than 100 columns");
+    for verb in &verbs[..10] {
+        let of_verb = run(dir.path(), &[verb, "--help"]);
+        assert_eq!((of_verb.code, of_verb.err.as_str()), (0, ""), "{verb}");
+    }
+    let version = format!("echoes-appliance {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(run(dir.path(), &["--version"]), said(0, &version, ""));
+    for wrong in [
+        &["frobnicate"][..],
+        &[],
+        &["install", "--frob"],
+        &["install", "--service", "shop"],
+        &["logs", "shop"],
+        &["user", "add", "a:b"],
+        &["config", "show", "--set", "mlflow"],
+        &["validate", "--json", "--junit"],
+    ] {
+        let answer = run(dir.path(), wrong);
+        assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{wrong:?}: {}", answer.err);
+    }
+    let shop = run(dir.path(), &["logs", "shop"]).err;
+    assert!(shop.contains("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew"), "{shop}");
+}
+
+#[test]
+fn settings_are_written_once_and_mean_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path();
+    assert_eq!(run(at, &["config", "init", "--stdout"]), said(0, DEFAULTS, ""));
+    assert_eq!(run(at, &["config", "init", "--config", "c.toml"]), said(0, "", "wrote DIR/c.toml\n"));
+    assert_eq!(std::fs::read_to_string(at.join("c.toml")).unwrap(), DEFAULTS);
+    let again = "error: DIR/c.toml is there already\n\
+                 try:   `echoes-appliance config show` shows what is in force; --stdout shows the defaults\n";
+    assert_eq!(run(at, &["config", "init", "--config", "c.toml"]), said(1, "", again));
+    assert_eq!(run(at, &["config", "check", "--config", "c.toml"]), said(0, "", "DIR/c.toml is good\n"));
+    let schema = run(at, &["config", "schema"]);
+    assert_eq!(schema, said(0, include_str!("../assets/config.schema.json"), ""));
+}
+
+#[test]
+fn what_is_in_force_is_shown_without_its_password() {
+    let dir = settings("domain = \"a.test\"\n\n[docs]\nport = 9000\n");
+    let set = "mlflow.backend=postgresql://u:hunter2@db/x";
+    let shown = run(dir.path(), &["--config", "c.toml", "config", "show", "--set", set]);
+    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
+    assert!(!shown.out.contains("hunter2"), "{}", shown.out);
+    for line in ["domain = \"a.test\"", "backend = \"postgresql://(hidden)\"", "port = 9000", "port = 5000"] {
+        assert!(shown.out.lines().any(|shown| shown == line), "{line} is not in {}", shown.out);
+    }
+    // What is shown is again a settings file, but for what was hidden.
+    let plain = run(dir.path(), &["--config", "c.toml", "config", "show"]);
+    let again = settings(&plain.out);
+    assert_eq!(run(again.path(), &["--config", "c.toml", "config", "show"]), plain);
+}
+
+#[test]
+fn bad_settings_are_told_by_file_line_and_what_is_allowed() {
+    const TRY: &str = "try:   `echoes-appliance config init --stdout` shows every setting with its meaning\n";
+    let table = [
+        (
+            "domain = \"a.test\"\n\n[mlflow]\nprot = 1\n",
+            "error: checking DIR/c.toml\n  because: TOML parse error at line 4, column 1\n  |\n\
+             4 | prot = 1\n  | ^^^^\n\
+             unknown field `prot`, expected one of `enabled`, `auth`, `port`, `listen`, `backend`, `artifacts`, `import`, `memory_max`\n",
+        ),
+        (
+            "domain = \"a.test\\nserver {}\"\n",
+            "error: checking DIR/c.toml\n  because: TOML parse error at line 1, column 10\n  |\n\
+             1 | domain = \"a.test\\nserver {}\"\n  |          ^^^^^^^^^^^^^^^^^^^\n\
+             \"a.test\\nserver {}\" is not a domain name: lower-case letters, digits and hyphens, in labels of at most 63, joined by dots\n",
+        ),
+        (
+            "domain = \"a.test; return 200\"\n",
+            "error: checking DIR/c.toml\n  because: TOML parse error at line 1, column 10\n  |\n\
+             1 | domain = \"a.test; return 200\"\n  |          ^^^^^^^^^^^^^^^^^^^^\n\
+             \"a.test; return 200\" is not a domain name: lower-case letters, digits and hyphens, in labels of at most 63, joined by dots\n",
+        ),
+        (
+            "# ours\n[docs]\nenabled = \"yes\"\n",
+            "error: checking DIR/c.toml\n  because: TOML parse error at line 3, column 11\n  |\n\
+             3 | enabled = \"yes\"\n  |           ^^^^^\n\
+             invalid type: string \"yes\", expected a boolean\n",
+        ),
+    ];
+    for (text, error) in table {
+        let dir = settings(text);
+        let expected = said(78, "", &format!("{error}{TRY}"));
+        assert_eq!(run(dir.path(), &["--config", "c.toml", "config", "check"]), expected);
+    }
+    let dir = settings("");
+    let absent = run(dir.path(), &["--config", "absent.toml", "config", "check"]);
+    assert_eq!(absent, said(78, "", "error: DIR/absent.toml is not there\n"));
+    let taken = run(dir.path(), &["--config", "c.toml", "config", "check", "--set", "docs.port=443"]);
+    assert_eq!(taken, said(78, "", &format!("error: docs.port = 443 belongs to ssh or nginx\n{TRY}")));
+}
+
+#[test]
+fn a_machine_without_a_headquarters_says_so() {
+    if Path::new("/var/lib/echoes-appliance/receipt.jsonl").exists() {
+        eprintln!("SKIPPED: the words where there is no headquarters: this machine is one");
+        return;
+    }
+    let dir = settings("");
+    let root = nix::unistd::geteuid().is_root();
+    let expected = if root {
+        "error: there is no headquarters on this machine\ntry:   sudo echoes-appliance install\n"
+    } else {
+        "error: only root may do this\ntry:   sudo echoes-appliance …\n"
+    };
+    for verb in [&["validate"][..], &["validate", "--json"]] {
+        assert_eq!(run(dir.path(), verb), said(1, "", expected), "{verb:?}");
+    }
+}
