@@ -1,11 +1,10 @@
 //! What must not be possible: through nginx with a valid password, on loopback as somebody else, and for whoever has
 //! taken over MLflow. The facts behind each are in the comments; the doors that are meant to be shut are tried.
 
-// Stories of whole machines reach files and processes directly: the door of src/host.rs is what they test.
+// Tests look at files and processes directly, and say how long each part took.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-// Each story uses a part of the support.
-#![allow(dead_code)]
 
+#[allow(dead_code)]
 #[path = "support/hq.rs"]
 mod hq;
 #[path = "support/lab.rs"]
@@ -47,12 +46,16 @@ impl<'a> Visitor<'a> {
         visitor
     }
 
-    /// The password check looks at its file four times a second.
+    /// The password check looks at its file four times a second; MLflow, just booted, takes longer.
     fn until_let_in(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
-        while self.get("/health").status != 200 {
-            assert!(Instant::now() < end, "a new user is not let in");
-            std::thread::sleep(Duration::from_millis(100));
+        let end = Instant::now() + Duration::from_secs(90);
+        loop {
+            let answer = self.get("/health");
+            if answer.status == 200 {
+                return;
+            }
+            assert!(Instant::now() < end, "a new user gets {} (curl {})", answer.status, answer.curl);
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 
@@ -164,8 +167,10 @@ fn what_runs_code_or_spends_money_is_refused_in_every_spelling() {
         let machine = hq::installed(release);
         let visitor = Visitor::new(&machine);
         for (method, path) in NOT_FOR_VISITORS {
-            for spelt in spellings(path) {
-                for version in ["--http1.1", "--http2"] {
+            for (n, spelt) in spellings(path).into_iter().enumerate() {
+                // nginx reads a path in the same way however it came; so each is tried in one way, the first in both.
+                let versions = ["--http1.1", "--http2"];
+                for version in if n == 0 { &versions[..] } else { &versions[n % 2..][..1] } {
                     let answer = visitor.ask(method, &spelt, &[version, "--data", "{}"]);
                     // 400 is a path that nginx cannot read or will not pass on.
                     assert!(
@@ -263,7 +268,7 @@ fn no_route_of_this_mlflow_that_sounds_dangerous_is_open() {
     let machine = hq::installed(Release::Bookworm);
     let visitor = Visitor::new(&machine);
     machine.put(ROUTES.as_bytes(), "/root/routes.py", 0o600).unwrap();
-    let said = machine.ok("/opt/echoes-appliance/env/services-*/bin/python /root/routes.py 2>/dev/null");
+    let said = machine.ok("/opt/echoes-appliance/services/bin/python /root/routes.py 2>/dev/null");
     let routes: BTreeSet<(&str, &str)> = said.lines().filter_map(|line| line.split_once(' ')).collect();
     assert!(routes.len() > 300, "these are all routes of MLflow? {said}");
     let sounds = |path: &str| {
@@ -393,7 +398,6 @@ fn what_reaches_mlflow(visitor: &Visitor) {
         assert!(Instant::now() < end, "the echo does not come up: {}", answer.status);
         std::thread::sleep(Duration::from_millis(100));
     };
-    machine.ok("systemctl stop echo; systemctl start mlflow");
     let values = |name: &str| -> Vec<&str> {
         said.lines()
             .filter_map(|line| line.split_once(": "))
@@ -492,6 +496,17 @@ fn an_artifact_place_outside_leads_nowhere() {
             }
             visitor.post("/api/2.0/mlflow/runs/delete", &json!({"run_id": run}));
         }
+        // The same where it may: so it is the sandbox that stopped the others.
+        let inside = create(
+            "experiments/create",
+            json!({"name": "inside", "artifact_location": "file:///mnt/echoes_data/mlruns/inside"}),
+        );
+        let run = create("runs/create", json!({"experiment_id": inside["experiment_id"]}));
+        let run = run["run"]["info"]["run_id"].as_str().unwrap();
+        let octets = ["--header", "Content-Type: application/octet-stream", "--data-binary", "own"];
+        let at = format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=own");
+        assert_eq!(visitor.ask("POST", &at, &octets).status, 200, "{release}");
+        assert_eq!(visitor.get(&format!("/get-artifact?run_id={run}&path=own")).body, "own", "{release}");
         assert!(refused < places.len(), "{release}: MLflow refuses them all now; then try something else");
         // A model version whose source is a directory of the server's, and the proxied artifacts themselves.
         visitor.post("/api/2.0/mlflow/registered-models/create", &json!({"name": "m"}));
@@ -514,11 +529,9 @@ fn an_artifact_place_outside_leads_nowhere() {
             "/etc/passwd",
             "%2fetc%2fpasswd",
             "x/../../../ucf101/secret",
-            "..%5c..%5cetc%5cpasswd",
             "file:///etc/passwd",
             "0/..%00/etc/passwd",
             "../mlflow.db",
-            "..;/mlflow.db",
         ] {
             let at = format!("/api/2.0/mlflow-artifacts/artifacts/{path}");
             leaks_nothing(&visitor.get(&at), &format!("{release}: {at}"));
@@ -663,12 +676,11 @@ fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data() {
             assert!(inside || matches!(port, "22" | "80" | "443"), "{release}: {line}");
         }
 
-        let before = machine.manifest().unwrap();
         machine.put(NEIGHBOUR.as_bytes(), "/srv/neighbour.py", 0o644).unwrap();
-        let before_her = machine.manifest().unwrap();
+        let before = machine.manifest().unwrap();
         let said = as_her("python3 /srv/neighbour.py");
         assert_eq!(said.code, 0, "{release}: {}", hq::words(&said));
-        let changed = strange(&before_her, &machine.manifest().unwrap());
+        let changed = strange(&before, &machine.manifest().unwrap());
         assert!(changed.is_empty(), "{release}: through MLflow a neighbour changed {changed:#?}");
         assert!(!said.stdout.contains("root:x:0:0"), "{release}: {}", said.stdout);
         assert_eq!(
@@ -676,7 +688,6 @@ fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data() {
             "",
             "{release}: she runs commands as mlflow"
         );
-        drop(before);
     }
 }
 
