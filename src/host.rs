@@ -156,11 +156,21 @@ impl Host {
         Ok(self.meta(path)?.is_some())
     }
 
-    /// What the kernel's own tables call this file.
-    pub fn inode(&self, path: &Path) -> Result<Option<u64>> {
-        let meta = absent(fs::metadata(self.path(path)))
-            .with_context(|| format!("looking at {}", path.display()))?;
-        Ok(meta.map(|meta| meta.ino()))
+    /// The process that holds a POSIX lock on the file, as dpkg and apt take it: fcntl(2), F_GETLK. Process 0 is one
+    /// that we cannot see.
+    pub fn lock_holder(&self, path: &Path) -> Result<Option<i32>> {
+        use nix::{
+            fcntl::{FcntlArg, fcntl},
+            libc,
+        };
+        let doing = || format!("asking who holds {}", path.display());
+        let Some(file) = absent(fs::File::open(self.path(path))).with_context(doing)? else {
+            return Ok(None);
+        };
+        let (kind, from) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
+        let mut lock = libc::flock { l_type: kind, l_whence: from, l_start: 0, l_len: 0, l_pid: 0 };
+        fcntl(&file, FcntlArg::F_GETLK(&mut lock)).with_context(doing)?;
+        Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
     }
 
     /// The names in a directory, sorted; none if there is no such directory.
@@ -465,6 +475,29 @@ fn drain(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_holds_a_lock_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let path = Path::new("/lock");
+        host.write(path, 0o600, b"").unwrap();
+        assert_eq!(host.lock_holder(path).unwrap(), None);
+        let hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()";
+        let mut other = Command::new("python3")
+            .args(["-c", hold])
+            .arg(host.path(path))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0];
+        other.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        assert_eq!(host.lock_holder(path).unwrap(), Some(other.id() as i32));
+        drop(other.stdin.take());
+        other.wait().unwrap();
+        assert_eq!(host.lock_holder(path).unwrap(), None);
+    }
 
     #[test]
     fn a_command_is_heard_on_both_streams_and_fed_its_input() {

@@ -115,7 +115,8 @@ fn a_disk_may_be_missing_at_boot_and_may_move_to_another_machine() {
     if !hq::can_boot("a disk that moves") {
         return;
     }
-    let mut machine = installed_with(Disk::blank(1024).unwrap());
+    let mut machine = with_disk(Disk::blank(1024).unwrap());
+    hq::run(&machine, 0, "install --set data.disk=auto");
     assert_eq!(mounted(&machine), device(&machine, 0));
     hq::mlflow(&machine, "experiments/create", r#"{"name": "travels"}"#);
     machine.put(b"a run", "/mnt/echoes_data/tfruns/one/notes", 0o644).unwrap();
@@ -155,12 +156,8 @@ fn a_disk_may_be_missing_at_boot_and_may_move_to_another_machine() {
     machine.stop().unwrap();
     let disk = machine.detach_disk(0).unwrap();
     drop(machine);
-    let mut other = hq::installed(Release::Bookworm);
-    other.ok("systemctl stop mlflow tensorboard && rm -r /mnt/echoes_data/*/ && usermod -u 4321 mlflow && \
-         groupmod -g 4321 mlflow && groupmod -g 4322 echoes");
-    other.stop().unwrap();
-    other.attach_disk(0, disk).unwrap();
-    other.start().unwrap();
+    let other = with_disk(disk);
+    other.ok("usermod -u 4321 mlflow && groupmod -g 4321 mlflow && groupmod -g 4322 echoes");
     let said = hq::run(&other, 0, "install --set data.disk=auto");
     assert!(!said.contains("file system on"), "never formatted again:\n{said}");
     assert!(experiments(&other).contains("travels"));
@@ -169,14 +166,14 @@ fn a_disk_may_be_missing_at_boot_and_may_move_to_another_machine() {
     good(&other);
 }
 
-/// The headquarters from the cache, whose data are on the OS disk, moved to this one.
-fn installed_with(disk: Disk) -> Machine {
+/// The headquarters from the cache, with a disk that it does not use yet, and nothing on its OS disk that would
+/// be hidden by one.
+fn with_disk(disk: Disk) -> Machine {
     let mut machine = hq::installed(Release::Bookworm);
     machine.stop().unwrap();
     machine.attach_disk(0, disk).unwrap();
     machine.start().unwrap();
     machine.ok("systemctl stop mlflow tensorboard && rm -r /mnt/echoes_data/*/");
-    hq::run(&machine, 0, "install --set data.disk=auto");
     machine
 }
 

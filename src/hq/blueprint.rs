@@ -160,7 +160,8 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if has(Service::Mlflow) {
         // Not all of mlruns: an old file store in there stays as its owners had it.
         let paths = mlflow::OWN.iter().map(|name| data.join("mlruns").join(name)).collect();
-        all.push(Resource::Owned { paths, user: "mlflow".into() });
+        let disk = disk.map(|_| data.clone());
+        all.push(Resource::Owned { paths, user: "mlflow".into(), disk });
     }
     if let Some(code) = config.code.path.to_path() {
         all.extend(LINKED.iter().map(|dir| Resource::Link { path: code.join(dir), target: data.join(dir) }));

@@ -3,8 +3,8 @@
 
 use super::{
     plan::Change,
-    receipt::{Book, Entry},
-    resource::{Resource, Unit, last_words},
+    receipt::{Book, Entry, Receipt},
+    resource::{Resource, Unit, hash, last_words},
     undo::{Fate, Undo},
 };
 use crate::{
@@ -13,7 +13,10 @@ use crate::{
     ui::{Try as _, Ui},
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 pub const UNIT: &str = "nginx.service";
 const TREE: &str = "/etc/nginx";
@@ -70,7 +73,7 @@ pub fn transaction(
         step.detail("loading");
         let proof = load(host, unit).and_then(|()| if unit.is_some() { routes() } else { Ok(()) });
         if let Err(broken) = proof {
-            put_back(host, &files)?;
+            put_back(host, &files, book)?;
             let back = load(host, None);
             forget(host, book)?;
             let put_back = match back {
@@ -225,23 +228,49 @@ fn workers(host: &Host) -> Result<Vec<String>> {
     Ok(workers)
 }
 
-/// Make every path that changed what it was before.
-fn put_back(host: &Host, files: &[&Change]) -> Result<()> {
+/// Make every path of ours what it was before, and ours or not as it was before: those that changed, and, after a
+/// kill between swap and proof, those that only the killed run changed.
+fn put_back(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
     let before = Host::new(host.path(Path::new(BEFORE)), System);
-    for change in files {
-        let path = match change {
-            Change::Make(resource, _) => resource.path(),
-            Change::Undo(undo) => undo.path(),
-        };
-        let Some(path) = path else { continue };
-        let was = PathBuf::from("/").join(path.strip_prefix(TREE).unwrap_or(path));
+    let Receipt { files: ours, links, aside, .. } = &book.receipt;
+    let noted = ours.keys().chain(links.keys()).chain(aside.keys()).cloned();
+    let changed = files.iter().filter_map(|change| match change {
+        Change::Make(resource, _) => resource.path().map(Into::into),
+        Change::Undo(undo) => undo.path().map(Into::into),
+    });
+    let paths: BTreeSet<PathBuf> = noted.chain(changed).filter(|path| is_nginx(Some(path))).collect();
+    for path in paths {
+        let was = PathBuf::from("/").join(path.strip_prefix(TREE).unwrap_or(&path));
         match before.meta(&was)? {
-            None => host.remove(path)?,
+            None => {
+                let again = files.iter().find_map(|change| match change {
+                    Change::Undo(Undo::Aside { path: aside, target }) if *aside == path => {
+                        Some(target.clone())
+                    }
+                    _ => None,
+                });
+                if let Some(target) = again {
+                    book.note(Entry::SetAside { path: path.clone(), target })?;
+                }
+                host.remove(&path)?;
+            }
             Some(meta) => match meta.kind {
-                Kind::Link(target) => host.link(path, &target)?,
+                Kind::Link(target) => {
+                    book.note(match book.receipt.aside.contains_key(&path) {
+                        true => Entry::PutBack { path: path.clone() },
+                        false => {
+                            Entry::Linked { path: path.clone(), target: target.clone(), dirs: Vec::new() }
+                        }
+                    })?;
+                    host.link(&path, &target)?;
+                }
                 _ => {
                     let bytes = before.read(&was)?.unwrap_or_default();
-                    host.write_owned(path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;
+                    // One that was to go was ours; one that somebody edited stays what it is, edited.
+                    if !book.receipt.files.contains_key(&path) {
+                        book.note(Entry::Wrote { path: path.clone(), hash: hash(&bytes), dirs: Vec::new() })?;
+                    }
+                    host.write_owned(&path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;
                 }
             },
         }

@@ -11,6 +11,7 @@ use super::{
     eyes::Eyes,
     python,
     receipt::{Book, Entry, Receipt},
+    undo::mounted,
 };
 use crate::{
     host::{Cmd, Host, Kind},
@@ -62,6 +63,8 @@ pub enum Resource {
     Owned {
         paths: Vec<PathBuf>,
         user: String,
+        /// Where the disk is mounted that they are on. What is on it is known only then.
+        disk: Option<PathBuf>,
     },
     /// A Python environment.
     Env(&'static python::Lock),
@@ -209,7 +212,12 @@ impl Resource {
                     Ok(Seen::Right)
                 }
             }
-            Self::Owned { paths, user } => {
+            Self::Owned { paths, user, disk } => {
+                if let Some(at) = disk
+                    && !mounted(host, at)?
+                {
+                    return wrong(format!("the disk of {} is not mounted yet", at.display()));
+                }
                 let uid = host.uid(user)?;
                 for path in paths {
                     if let (Some(meta), Some(uid)) = (host.meta(path)?, uid)
@@ -267,14 +275,14 @@ impl Resource {
                 book.note(Entry::Wrote { path: path.clone(), hash: hash.clone(), dirs })?;
                 host.write_self(path)
             }
-            Self::Owned { paths, user } => {
-                let mut args = vec!["-R".to_owned(), "-h".into(), format!("{user}:{user}")];
+            Self::Owned { paths, user, .. } => {
                 for path in paths {
                     if host.exists(path)? {
-                        args.push(path.display().to_string());
+                        let path = path.display().to_string();
+                        host.run(&Cmd::new("chown", ["-R", "-h", &format!("{user}:{user}"), &path]))?;
                     }
                 }
-                host.run(&Cmd::new("chown", args)).map(drop)
+                Ok(())
             }
             Self::Env(lock) => env::make(host, lock, book, step),
             Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
