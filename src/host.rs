@@ -12,7 +12,7 @@ use sha2::Digest as _;
 use std::{
     fmt, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -301,11 +301,12 @@ impl Host {
         Ok((fs.blocks_available() * block, fs.blocks() * block))
     }
 
-    /// Open for appending, alone: a second process is told so rather than made to wait.
+    /// Open for appending, alone: a second process is told so rather than made to wait. Only its owner may read a
+    /// new one: from the hash of a file with a password in it a weak password can be guessed.
     pub fn ledger(&self, path: &Path) -> Result<Ledger> {
         let open = || -> std::io::Result<fs::File> {
             fs::create_dir_all(self.path(path.parent().unwrap_or(path)))?;
-            fs::OpenOptions::new().read(true).append(true).create(true).open(self.path(path))
+            fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.path(path))
         };
         let file = open().with_context(|| format!("opening {}", path.display()))?;
         if file.try_lock().is_err() {

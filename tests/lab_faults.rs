@@ -67,6 +67,10 @@ fn what_stands_in_the_way_of_a_first_install_is_named() {
     says(&hq::run(&machine, 1, CHEAP), &["apt-get cannot install", "package mirrors", "run this again"]);
     machine.ok("ip route restore < /root/route");
 
+    // A dpkg that was cut short: finished first, as apt itself would ask for.
+    machine.ok("apt-get update -qq && cd /root && apt-get download -qq hello && dpkg --unpack hello_*.deb");
+    assert_eq!(machine.ok("dpkg-query -W -f '${db:Status-Status}' hello"), "unpacked");
+
     // Somebody installs something else for a while; and no locale, no terminal, no input, a strict umask.
     machine.ok(
         "systemd-run -q --unit=upgrade python3 -c \"import fcntl, time; f = open('/var/lib/dpkg/lock-frontend', 'w'); \
@@ -76,6 +80,7 @@ fn what_stands_in_the_way_of_a_first_install_is_named() {
     assert_eq!(out.code, 0, "{}", hq::words(&out));
     says(&out.stderr, &["waiting for python3 (process ", "which holds the package lock"]);
     says(&out.stdout, &["https://dashboard.localhost/"]);
+    assert_eq!(machine.ok("dpkg-query -W -f '${db:Status-Status}' hello"), "installed");
     assert_eq!(hq::run(&machine, 0, "install --service dashboard"), "nothing to change\n");
     assert_eq!(hq::bad_answers(&machine).unwrap(), [""; 0]);
 
