@@ -19,7 +19,7 @@ use std::{
 
 pub struct Host {
     root: PathBuf,
-    exec: Box<dyn Exec>,
+    exec: Box<dyn Exec + Send + Sync>,
 }
 
 /// How a command is carried out: for real, or by a test.
@@ -98,7 +98,7 @@ pub enum Kind {
 }
 
 impl Host {
-    pub fn new(root: impl Into<PathBuf>, exec: impl Exec + 'static) -> Self {
+    pub fn new(root: impl Into<PathBuf>, exec: impl Exec + Send + Sync + 'static) -> Self {
         Self { root: root.into(), exec: Box::new(exec) }
     }
 

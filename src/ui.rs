@@ -1,6 +1,6 @@
 //! The only voice: progress, tables, errors with hints, and `--json`. Results go to standard output, everything
-//! said on the way to standard error. On a terminal a step is one live line that collapses to a tick; without one
-//! it is one plain line when it ends.
+//! said on the way to standard error. On a terminal a step is a live line that collapses to a tick, and of several
+//! at once the one that began first is shown; without a terminal it is one plain line when it ends.
 
 use crate::host::System;
 use anyhow::Error;
@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fmt,
     io::{IsTerminal as _, Write as _},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -61,7 +61,7 @@ impl<T, E: Into<Error>> Try<T> for Result<T, E> {
 #[derive(Clone)]
 pub struct Ui {
     /// Standard error is a terminal: a step may redraw its line.
-    live: bool,
+    live: Option<Arc<Screen>>,
     /// Colour, unless NO_COLOR is set or standard error is no terminal.
     colour: bool,
     /// Only results: for `--json`.
@@ -73,7 +73,8 @@ impl Ui {
         let tty = std::io::stderr().is_terminal();
         let set = |name| System::environment(name).is_some_and(|v| !v.is_empty());
         let dumb = System::environment("TERM").is_some_and(|t| t == "dumb");
-        Self { live: tty && !dumb, colour: tty && !dumb && !set("NO_COLOR"), quiet }
+        let live = (tty && !dumb && !quiet).then(Arc::default);
+        Self { live, colour: tty && !dumb && !set("NO_COLOR"), quiet }
     }
 
     /// A result, on standard output.
@@ -85,13 +86,19 @@ impl Ui {
     /// Something said on the way.
     pub fn say(&self, text: impl fmt::Display) {
         if !self.quiet {
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
+            self.print(text);
         }
     }
 
     pub fn warn(&self, text: impl fmt::Display) {
         let mark = self.paint("33", "warning:");
-        let _ = writeln!(std::io::stderr().lock(), "{mark} {text}");
+        self.print(format_args!("{mark} {text}"));
+    }
+
+    /// Whole lines, above the live one.
+    fn print(&self, text: impl fmt::Display) {
+        let _screen = self.live.as_ref().map(|screen| screen.cleared());
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
 
     /// The whole error: what we were doing first, the reason last, then what to try.
@@ -115,25 +122,23 @@ impl Ui {
 
     /// Begin a step that may take long.
     pub fn step(&self, what: impl fmt::Display) -> Step {
-        let what = what.to_string();
-        let detail = Arc::new(Mutex::new(String::new()));
-        let (stop, stopped) = mpsc::channel::<()>();
-        let drawing = (self.live && !self.quiet).then(|| {
-            let (what, detail, ui) = (what.clone(), Arc::clone(&detail), self.clone());
-            std::thread::spawn(move || {
-                let since = Instant::now();
+        let detail = Mutex::new(String::new());
+        let doing = Arc::new(Doing { what: what.to_string(), detail, since: Instant::now() });
+        let drawing = self.live.as_ref().map(|screen| {
+            screen.cleared().push(Arc::clone(&doing));
+            let (stop, stopped) = mpsc::channel::<()>();
+            let (screen, doing, mark) = (Arc::clone(screen), Arc::clone(&doing), self.paint("36", "·"));
+            let draw = move || {
                 while let Err(mpsc::RecvTimeoutError::Timeout) =
                     stopped.recv_timeout(Duration::from_millis(100))
                 {
-                    let detail = detail.lock().map(|d| d.clone()).unwrap_or_default();
-                    let line = format!("{what}  {:.1} s  {detail}", since.elapsed().as_secs_f32());
-                    let short: String = line.chars().take(100).collect();
-                    let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{} {short}", ui.paint("36", "·"));
+                    screen.draw(&doing, &mark);
                 }
-                let _ = write!(std::io::stderr().lock(), "\r\x1b[2K");
-            })
+                screen.cleared().retain(|other| !Arc::ptr_eq(other, &doing));
+            };
+            (stop, std::thread::spawn(draw))
         });
-        Step { what, detail, since: Instant::now(), stop: Some(stop), drawing, ui: self.clone() }
+        Step { doing, drawing, ui: self.clone() }
     }
 
     pub fn good(&self) -> String {
@@ -153,48 +158,80 @@ impl Ui {
     }
 }
 
+/// The last line of the terminal, and what is being done, the longest first. Who holds the list may write.
+#[derive(Default)]
+struct Screen(Mutex<Vec<Arc<Doing>>>);
+
+struct Doing {
+    what: String,
+    /// What it is busy with just now.
+    detail: Mutex<String>,
+    since: Instant,
+}
+
+impl Screen {
+    /// The live line is gone until the next drawing.
+    fn cleared(&self) -> MutexGuard<'_, Vec<Arc<Doing>>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = write!(std::io::stderr().lock(), "\r\x1b[2K");
+        all
+    }
+
+    /// If it is the one to be shown.
+    fn draw(&self, doing: &Arc<Doing>, mark: &str) {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.first().is_some_and(|first| Arc::ptr_eq(first, doing)) {
+            return;
+        }
+        let detail = doing.detail.lock().map(|detail| detail.clone()).unwrap_or_default();
+        let others = if all.len() > 1 { format!(" (and {} more)", all.len() - 1) } else { String::new() };
+        let took = doing.since.elapsed().as_secs_f32();
+        let line = format!("{}  {took:.1} s{others}  {detail}", doing.what);
+        let short: String = line.chars().take(100).collect();
+        let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{mark} {short}");
+    }
+}
+
 /// One thing being done. Dropped without `done`, it failed: its line goes, and the error speaks.
 pub struct Step {
-    what: String,
-    detail: Arc<Mutex<String>>,
-    since: Instant,
-    stop: Option<mpsc::Sender<()>>,
-    drawing: Option<std::thread::JoinHandle<()>>,
+    doing: Arc<Doing>,
+    /// Dropping the sender ends the thread.
+    drawing: Option<(mpsc::Sender<()>, std::thread::JoinHandle<()>)>,
     ui: Ui,
 }
 
 impl Step {
     /// What it is busy with just now.
     pub fn detail(&self, text: &str) {
-        if let Ok(mut detail) = self.detail.lock() {
+        if let Ok(mut detail) = self.doing.detail.lock() {
             text.clone_into(&mut detail);
         }
     }
 
     /// As `detail`, for what somebody who reads plain lines must know as well: why it takes so long. Said once.
     pub fn tell(&self, text: &str) {
-        let told = self.detail.lock().is_ok_and(|detail| *detail == text);
-        if !self.ui.live && !told {
-            self.ui.say(format_args!("{}: {text}", self.what));
+        let told = self.doing.detail.lock().is_ok_and(|detail| *detail == text);
+        if self.ui.live.is_none() && !told {
+            self.ui.say(format_args!("{}: {text}", self.doing.what));
         }
         self.detail(text);
     }
 
     pub fn done(mut self) {
         self.clear();
-        let took = self.since.elapsed();
+        let took = self.doing.since.elapsed();
         let took = if took > Duration::from_millis(200) {
             format!("  {:.1} s", took.as_secs_f32())
         } else {
             String::new()
         };
-        self.ui.say(format_args!("{} {}{took}", self.ui.good(), self.what));
-        remember(&self.what);
+        self.ui.say(format_args!("{} {}{took}", self.ui.good(), self.doing.what));
+        remember(&self.doing.what);
     }
 
     fn clear(&mut self) {
-        drop(self.stop.take());
-        if let Some(drawing) = self.drawing.take() {
+        if let Some((stop, drawing)) = self.drawing.take() {
+            drop(stop);
             let _ = drawing.join();
         }
     }

@@ -52,20 +52,20 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     }
     let settings = Settings { config: settings.config.clone(), set };
     let config = settings.read(&host)?;
-    let mut book = Book::open(&host)?;
-    let survey = Survey::new(&host, config, &args.service, &book.receipt)?;
-    survey.check_web(&host, &book.receipt)?;
+    let book = Book::open(&host)?;
+    let survey = Survey::new(&host, config, &args.service, &book.receipt())?;
+    survey.check_web(&host, &book.receipt())?;
     survey.warnings.iter().for_each(|warning| ui.warn(warning));
-    remember(&host, &settings, &survey, &mut book)?;
-    let done = carry_out(&host, survey, &take(&args.take), &mut book, ui)?;
+    remember(&host, &settings, &survey, &book)?;
+    let done = carry_out(&host, survey, &take(&args.take), &book, ui)?;
     report(&host, &done, &settings, &book, ui)
 }
 
 /// Settings of the command line go to the settings file: the next `validate`, and the renewal at night, must see
 /// what this installation saw.
-fn remember(host: &Host, settings: &Settings, survey: &Survey, book: &mut Book) -> Result<()> {
+fn remember(host: &Host, settings: &Settings, survey: &Survey, book: &Book) -> Result<()> {
     let names = survey.services.iter().map(|service| service.name().to_owned()).collect();
-    if book.receipt.services != names {
+    if book.receipt().services != names {
         book.note(Entry::Services { names })?;
     }
     if settings.set.is_empty() {
@@ -79,7 +79,7 @@ fn remember(host: &Host, settings: &Settings, survey: &Survey, book: &mut Book) 
     }
     if old.as_deref() != Some(&text) {
         let mode = host.meta(path)?.map_or(0o640, |meta| meta.mode);
-        if old.is_none() || book.receipt.files.contains_key(path) {
+        if old.is_none() || book.receipt().files.contains_key(path) {
             let dirs = missing_dirs(host, path)?;
             book.note(Entry::Wrote { path: path.into(), hash: hash(text.as_bytes()), dirs })?;
         }
@@ -94,11 +94,15 @@ fn take(asked: &[String]) -> Take {
 }
 
 /// The ground first: which nginx and which Python there are decides what the rest looks like.
-fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui) -> Result<Done> {
-    let is_ground = |resource: &Resource| matches!(resource, Resource::Packages { .. } | Resource::Env(_));
+fn carry_out(host: &Host, survey: Survey, take: &Take, book: &Book, ui: &Ui) -> Result<Done> {
+    let is_ground = |resource: &Resource| match resource {
+        Resource::Packages { .. } => true,
+        Resource::Env(lock) => **lock == python::SERVICES,
+        _ => false,
+    };
     let (mut survey, mut laid) = (survey, 0);
     let mut wanted = survey.blueprint()?;
-    let mut seen = look(host, &wanted, &book.receipt)?;
+    let mut seen = look(host, &wanted, &book.receipt())?;
     if wanted.iter().zip(&seen).any(|(resource, seen)| is_ground(resource) && matches!(seen, Seen::Wrong(_)))
     {
         // What will stop us later stops us before anything is done.
@@ -109,7 +113,7 @@ fn carry_out(host: &Host, survey: Survey, take: &Take, book: &mut Book, ui: &Ui)
             .changes;
         survey = survey.again(host)?;
         wanted = survey.blueprint()?;
-        seen = look(host, &wanted, &book.receipt)?;
+        seen = look(host, &wanted, &book.receipt())?;
     }
     let routes = || probe::routes(host, &survey.config, &survey.services);
     let mut done =
@@ -156,7 +160,8 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
 fn addresses(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
     let config = settings.read(host)?;
     ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
-    for service in Service::ALL.into_iter().filter(|service| book.receipt.services.contains(service.name())) {
+    for service in Service::ALL.into_iter().filter(|service| book.receipt().services.contains(service.name()))
+    {
         ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
     }
     if let Some((_, authority)) = Authority::read(host)? {

@@ -21,8 +21,8 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = this_machine();
     need_root(&host)?;
     need_installed(&host)?;
-    let mut book = Book::open(&host)?;
-    let survey = Survey::without_data(&host, settings.read(&host)?, &installed(&book), &book.receipt)?;
+    let book = Book::open(&host)?;
+    let survey = Survey::without_data(&host, settings.read(&host)?, &installed(&book), &book.receipt())?;
     let mut wanted = survey.blueprint()?;
     wanted.retain(|resource| match resource {
         Resource::Certificate { .. } => true,
@@ -31,7 +31,7 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     });
     let routes = || probe::routes(&host, &survey.config, &survey.services);
     let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Nothing, ui, routes: &routes };
-    let done = work.converge(&wanted, &mut book)?;
+    let done = work.converge(&wanted, &book)?;
     if done.changes == 0 {
         ui.say("no certificate is due");
     }
@@ -40,5 +40,5 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 
 fn installed(book: &Book) -> Vec<crate::hq::service::Service> {
     let all = crate::hq::service::Service::ALL.into_iter();
-    all.filter(|service| book.receipt.services.contains(service.name())).collect()
+    all.filter(|service| book.receipt().services.contains(service.name())).collect()
 }

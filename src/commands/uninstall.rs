@@ -39,13 +39,13 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         }
         return Ok(0);
     }
-    let mut book = Book::open(&host)?;
+    let book = Book::open(&host)?;
     let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Unwanted, ui, routes: &|| Ok(()) };
-    let done = work.converge(&[], &mut book)?;
+    let done = work.converge(&[], &book)?;
     for (undo, why) in &done.stays {
         ui.out(format_args!("stays: {undo}: {why}"));
     }
-    if !book.receipt.is_empty() {
+    if !book.receipt().is_empty() {
         bail!("something is left that could not be taken back; running this again goes on from here");
     }
     host.remove(Path::new(receipt::PATH))?;

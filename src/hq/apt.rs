@@ -40,7 +40,7 @@ fn apt_get(args: &[&str]) -> Cmd {
         .env("NEEDRESTART_SUSPEND", "1")
 }
 
-pub fn install(host: &Host, names: &[String], book: &mut Book, step: &Step) -> Result<()> {
+pub fn install(host: &Host, names: &[String], book: &Book, step: &Step) -> Result<()> {
     wait_for_locks(host, step)?;
     // An unpack that was cut short blocks every later one; finishing it is what apt itself would tell us to do.
     host.run(&Cmd::new("dpkg", ["--configure", "-a"]).env("DEBIAN_FRONTEND", "noninteractive"))

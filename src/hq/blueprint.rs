@@ -116,13 +116,17 @@ pub struct DataDisk {
 }
 
 /// The Debian packages it stands on.
-pub fn packages(services: &BTreeSet<Service>) -> Resource {
-    let mut names = vec!["nginx", "ca-certificates"];
+pub fn packages(services: &BTreeSet<Service>) -> [Resource; 2] {
+    let mut first = vec!["ca-certificates"];
     if services.iter().any(|service| *service != Service::Dashboard) {
-        names.push("python3-venv");
+        first.push("python3-venv");
     }
-    names.sort_unstable();
-    Resource::Packages { names: names.into_iter().map(Into::into).collect() }
+    let packages = |names: Vec<&str>, beside| Resource::Packages {
+        names: names.into_iter().map(Into::into).collect(),
+        beside,
+    };
+    // Python's environments, which take longest, need not wait for nginx.
+    [packages(first, false), packages(vec!["nginx"], true)]
 }
 
 /// In the order in which it must come true.
@@ -132,7 +136,7 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     let guarded = services.iter().any(|service| service.auth(config));
     let draw = Drawing::new(site)?;
     let data = config.data.path.to_path();
-    let mut all = vec![packages(services)];
+    let mut all: Vec<_> = packages(services).into();
     if machine.program == Path::new(UNPACKAGED) {
         all.push(Resource::Program { path: UNPACKAGED.into(), hash: machine.build.clone() });
     }
@@ -171,6 +175,7 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if has(Service::Mlflow) || has(Service::Tensorboard) {
         env = Some(python::marker_of(&python::SERVICES));
         all.push(Resource::Env(&python::SERVICES));
+        all.push(Resource::Bytecode(&python::SERVICES));
     }
     if has(Service::Docs) {
         all.push(Resource::Env(&python::DOCS));

@@ -27,15 +27,15 @@ pub fn look(host: &Host, domain: &str, name: &str) -> Result<Seen> {
     })
 }
 
-pub fn make(host: &Host, domain: &str, name: &str, book: &mut Book) -> Result<()> {
+pub fn make(host: &Host, domain: &str, name: &str, book: &Book) -> Result<()> {
     let now = OffsetDateTime::now_utc();
     let (shared, own) = (Path::new(store::DIR), Path::new(store::DIR).join(name));
     for file in [tls::internal::ca_crt(), tls::internal::ca_key()] {
-        if !book.receipt.created.contains(&file) {
+        if !book.receipt().created.contains(&file) {
             book.note(Entry::Created { dirs: missing_dirs(host, &shared.join("x"))?, path: file })?;
         }
     }
-    if !book.receipt.built.contains(&own) {
+    if !book.receipt().built.contains(&own) {
         book.note(Entry::Built { dirs: missing_dirs(host, &own)?, path: own })?;
     }
     let (authority, _) = Authority::keep(host, domain, now)?;

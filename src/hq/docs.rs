@@ -72,7 +72,7 @@ impl Site {
         }
     }
 
-    pub fn make(&self, host: &Host, book: &mut Book, step: &Step) -> Result<()> {
+    pub fn make(&self, host: &Host, book: &Book, step: &Step) -> Result<()> {
         let source = match &self.source {
             Some(source) => source.clone(),
             None => {
@@ -138,7 +138,7 @@ impl Site {
         book.note(Entry::Removed { path: next })
     }
 
-    fn lay_out(&self, host: &Host, book: &mut Book) -> Result<()> {
+    fn lay_out(&self, host: &Host, book: &Book) -> Result<()> {
         let at = Path::new(HANDBOOK);
         book.note(Entry::Built { path: at.into(), dirs: missing_dirs(host, at)? })?;
         PAGES.iter().try_for_each(|(name, text)| host.write(&at.join(name), 0o644, text.as_bytes()))

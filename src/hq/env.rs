@@ -20,9 +20,9 @@ pub fn look(host: &Host, lock: &Lock) -> Result<Seen> {
 }
 
 /// The old one stays beside it until everything that runs from it has answered from the new one (`sweep`).
-pub fn make(host: &Host, lock: &Lock, book: &mut Book, step: &Step) -> Result<()> {
+pub fn make(host: &Host, lock: &Lock, book: &Book, step: &Step) -> Result<()> {
     for path in [python::HOME, python::CACHE_HOME].map(Path::new) {
-        if !book.receipt.built.contains(path) {
+        if !book.receipt().built.contains(path) {
             book.note(Entry::Built { path: path.into(), dirs: missing_dirs(host, path)? })?;
         }
     }

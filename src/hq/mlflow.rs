@@ -383,7 +383,10 @@ fn sql(host: &Host, env: &Path, db: &Path, statements: &[&str]) -> Result<String
 mod tests {
     use super::*;
     use crate::host::{Exec, Output};
-    use std::{cell::Cell, rc::Rc};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    };
 
     #[test]
     fn another_version_meets_a_copied_database() {
@@ -448,14 +451,14 @@ mod tests {
 
     /// The copy, the migration and SQLite, as far as files go; killed before and after the nth command.
     #[derive(Clone)]
-    struct World(PathBuf, Rc<Cell<usize>>);
+    struct World(PathBuf, Arc<AtomicUsize>);
 
     impl Exec for World {
         fn exec(&self, cmd: &Cmd, _: &mut dyn FnMut(&str)) -> Result<Output> {
-            let burn = || match self.1.get() {
+            let burn = || match self.1.load(Relaxed) {
                 0 => bail!("killed"),
                 left => {
-                    self.1.set(left - 1);
+                    self.1.store(left - 1, Relaxed);
                     Ok(())
                 }
             };
@@ -487,7 +490,7 @@ mod tests {
             let wish = Wish { can_migrate, ..WISH };
             for fuse in 0.. {
                 let dir = tempfile::tempdir().unwrap();
-                let left = Rc::new(Cell::new(fuse));
+                let left = Arc::new(AtomicUsize::new(fuse));
                 let host = Host::new(dir.path(), World(dir.path().into(), left.clone()));
                 host.write(&data.join("0/meta.yaml"), 0o644, b"old").unwrap();
                 host.make_dir(&data.join("artifacts")).unwrap();
@@ -495,7 +498,7 @@ mod tests {
                     import(&host, data, &look(&host, data, &wish)?, Path::new("/env"), (1, 1), &mut |_| {})
                 };
                 let whole = go().is_ok();
-                left.set(usize::MAX);
+                left.store(usize::MAX, Relaxed);
                 if !whole {
                     assert!(!host.exists(&data.join("mlflow.db")).unwrap(), "fuse {fuse}");
                     go().unwrap();
@@ -519,7 +522,7 @@ mod tests {
     fn an_import_stopped_between_its_renames_is_finished() {
         let data = Path::new("/data/mlruns");
         let dir = tempfile::tempdir().unwrap();
-        let host = Host::new(dir.path(), World(dir.path().into(), Rc::new(Cell::new(usize::MAX))));
+        let host = Host::new(dir.path(), World(dir.path().into(), Arc::new(AtomicUsize::new(usize::MAX))));
         host.write(&data.join("0/meta.yaml"), 0o644, b"old").unwrap();
         build(&host, data, data, How::Database, Path::new("/env"), (1, 1), &mut |_| {}).unwrap();
         host.rename(&data.join(".import/artifacts"), &data.join("artifacts")).unwrap();
@@ -533,7 +536,7 @@ mod tests {
     fn a_file_store_becomes_a_database_once_the_python_allows() {
         let data = Path::new("/data/mlruns");
         let dir = tempfile::tempdir().unwrap();
-        let host = Host::new(dir.path(), World(dir.path().into(), Rc::new(Cell::new(usize::MAX))));
+        let host = Host::new(dir.path(), World(dir.path().into(), Arc::new(AtomicUsize::new(usize::MAX))));
         host.write(&data.join("0/meta.yaml"), 0o644, b"old").unwrap();
         for can_migrate in [false, true] {
             let what = look(&host, data, &Wish { can_migrate, ..WISH }).unwrap();

@@ -13,6 +13,7 @@ pub mod htpasswd;
 pub mod machine;
 pub mod mlflow;
 pub mod nginx;
+mod pace;
 pub mod plan;
 pub mod probe;
 pub mod python;

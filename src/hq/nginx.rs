@@ -37,7 +37,7 @@ pub fn transaction(
     host: &Host,
     changes: &[Change],
     unit: Option<&Unit>,
-    book: &mut Book,
+    book: &Book,
     ui: &Ui,
     routes: &dyn Fn() -> Result<()>,
 ) -> Result<Vec<(Undo, String)>> {
@@ -105,7 +105,7 @@ fn summary(changes: &[Change]) -> String {
 }
 
 /// Copy the live tree and make the changes in the copy.
-fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
+fn stage(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
     copy(host, TREE, STAGE, book)?;
     let staged = Host::new(host.path(Path::new(STAGE)), System);
     for change in files {
@@ -117,7 +117,7 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
             Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
             Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
             Change::Undo(undo @ (Undo::File(path) | Undo::Link(path)))
-                if undo.fate(host, &book.receipt)? == Fate::Goes =>
+                if undo.fate(host, &book.receipt())? == Fate::Goes =>
             {
                 staged.remove(&moved(path))?;
             }
@@ -130,9 +130,9 @@ fn stage(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
     Ok(())
 }
 
-fn copy(host: &Host, from: &str, to: &str, book: &mut Book) -> Result<()> {
+fn copy(host: &Host, from: &str, to: &str, book: &Book) -> Result<()> {
     let to = Path::new(to);
-    if !book.receipt.built.contains(to) {
+    if !book.receipt().built.contains(to) {
         let dirs = super::resource::missing_dirs(host, to)?;
         book.note(Entry::Built { path: to.into(), dirs })?;
     }
@@ -145,7 +145,7 @@ fn copy(host: &Host, from: &str, to: &str, book: &mut Book) -> Result<()> {
 }
 
 /// The copies have served.
-fn forget(host: &Host, book: &mut Book) -> Result<()> {
+fn forget(host: &Host, book: &Book) -> Result<()> {
     for copy in [BEFORE, STAGE].map(Path::new) {
         host.remove_tree(copy)?;
         book.note(Entry::Removed { path: copy.into() })?;
@@ -173,7 +173,7 @@ fn complaint(said: &str) -> String {
 }
 
 /// What had to stay after all, and why.
-fn apply(host: &Host, change: &Change, book: &mut Book) -> Result<Option<(Undo, String)>> {
+fn apply(host: &Host, change: &Change, book: &Book) -> Result<Option<(Undo, String)>> {
     let silent = Ui::new(true).step("");
     Ok(match change {
         Change::Make(resource, _) => {
@@ -230,9 +230,10 @@ fn workers(host: &Host) -> Result<Vec<String>> {
 
 /// Make every path of ours what it was before, and ours or not as it was before: those that changed, and, after a
 /// kill between swap and proof, those that only the killed run changed.
-fn put_back(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
+fn put_back(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
     let before = Host::new(host.path(Path::new(BEFORE)), System);
-    let Receipt { files: ours, links, aside, .. } = &book.receipt;
+    let receipt = book.receipt();
+    let Receipt { files: ours, links, aside, .. } = &*receipt;
     let noted = ours.keys().chain(links.keys()).chain(aside.keys()).cloned();
     let changed = files.iter().filter_map(|change| match change {
         Change::Make(resource, _) => resource.path().map(Into::into),
@@ -256,7 +257,7 @@ fn put_back(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
             }
             Some(meta) => match meta.kind {
                 Kind::Link(target) => {
-                    book.note(match book.receipt.aside.contains_key(&path) {
+                    book.note(match book.receipt().aside.contains_key(&path) {
                         true => Entry::PutBack { path: path.clone() },
                         false => {
                             Entry::Linked { path: path.clone(), target: target.clone(), dirs: Vec::new() }
@@ -267,7 +268,7 @@ fn put_back(host: &Host, files: &[&Change], book: &mut Book) -> Result<()> {
                 _ => {
                     let bytes = before.read(&was)?.unwrap_or_default();
                     // One that was to go was ours; one that somebody edited stays what it is, edited.
-                    if !book.receipt.files.contains_key(&path) {
+                    if !book.receipt().files.contains_key(&path) {
                         book.note(Entry::Wrote { path: path.clone(), hash: hash(&bytes), dirs: Vec::new() })?;
                     }
                     host.write_owned(&path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;

@@ -2,7 +2,7 @@
 
 use super::{
     eyes::Eyes,
-    nginx,
+    nginx, pace,
     receipt::{Book, Receipt},
     resource::{Resource, Seen, Unit},
     undo::{Undo, unwanted},
@@ -44,7 +44,7 @@ pub fn look(host: &Host, wanted: &[Resource], receipt: &Receipt) -> Result<Vec<S
     let (mut packages, mut units) = (Vec::new(), Vec::new());
     for resource in wanted {
         match resource {
-            Resource::Packages { names } => packages.extend(names.iter().map(String::as_str)),
+            Resource::Packages { names, .. } => packages.extend(names.iter().map(String::as_str)),
             Resource::Unit(unit) => units.push(unit.name.as_str()),
             _ => {}
         }
@@ -133,16 +133,16 @@ pub struct Work<'a> {
 
 impl Work<'_> {
     /// Look, decide, note, do; until there is nothing to do.
-    pub fn converge(&self, wanted: &[Resource], book: &mut Book) -> Result<Done> {
-        let seen = look(self.host, wanted, &book.receipt)?;
+    pub fn converge(&self, wanted: &[Resource], book: &Book) -> Result<Done> {
+        let seen = look(self.host, wanted, &book.receipt())?;
         self.close(wanted, &seen, book)
     }
 
     /// As `converge`, for what was looked at already.
-    pub fn close(&self, wanted: &[Resource], seen: &[Seen], book: &mut Book) -> Result<Done> {
+    pub fn close(&self, wanted: &[Resource], seen: &[Seen], book: &Book) -> Result<Done> {
         let Self { host, take, sweep, ui, routes } = self;
         refuse_foreign(wanted, seen)?;
-        let changes = plan(wanted, seen, &book.receipt, take, *sweep);
+        let changes = plan(wanted, seen, &book.receipt(), take, *sweep);
         let mut done = Done { changes: changes.len(), ..Done::default() };
         let edited = wanted.iter().zip(seen).filter(|(_, seen)| **seen == Seen::Edited);
         done.edited = edited.filter_map(|(resource, _)| resource.path().map(Into::into)).collect();
@@ -151,34 +151,25 @@ impl Work<'_> {
         let (makes, undos): (Vec<Change>, Vec<Change>) =
             others.into_iter().partition(|change| matches!(change, Change::Make(..)));
         // What nginx passes to is up before nginx passes to it, and goes after nginx has stopped doing so.
-        for change in &makes {
-            carry_out(host, change, book, ui, &mut done)?;
-        }
+        let makes: Vec<_> = makes.iter().filter_map(Change::made).collect();
+        pace::each(&makes, |resource| {
+            let step = ui.step(resource);
+            resource.make(host, book, &step).or_try(AGAIN)?;
+            step.done();
+            Ok(())
+        })?;
         let unit = wanted.iter().find_map(nginx_unit);
         let stays = nginx::transaction(host, &web, unit, book, ui, routes).or_try(AGAIN)?;
         stays.into_iter().for_each(|stays| done.stay(stays));
-        for change in &undos {
-            carry_out(host, change, book, ui, &mut done)?;
-        }
-        Ok(done)
-    }
-}
-
-fn carry_out(host: &Host, change: &Change, book: &mut Book, ui: &Ui, done: &mut Done) -> Result<()> {
-    let step = match change {
-        Change::Make(resource, _) => ui.step(resource),
-        Change::Undo(undo) => ui.step(format_args!("removing {undo}")),
-    };
-    match change {
-        Change::Make(resource, _) => resource.make(host, book, &step).or_try(AGAIN)?,
-        Change::Undo(undo) => {
+        for undo in undos.iter().filter_map(Change::undone) {
+            let step = ui.step(format_args!("removing {undo}"));
             if let Some(why) = undo.undo(host, book, &step).or_try(AGAIN)? {
                 done.stay((undo.clone(), why));
             }
+            step.done();
         }
+        Ok(done)
     }
-    step.done();
-    Ok(())
 }
 
 const AGAIN: &str = "mend what it says, then run this again: it goes on from here";
@@ -209,7 +200,15 @@ pub fn refuse_foreign(wanted: &[Resource], seen: &[Seen]) -> Result<()> {
         .or_try("move it away if nobody needs it, then run this again; we replace nothing that is not ours")
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    fn made(&self) -> Option<&'a Resource> {
+        if let Self::Make(resource, _) = self { Some(resource) } else { None }
+    }
+
+    fn undone(&self) -> Option<&Undo> {
+        if let Self::Undo(undo) = self { Some(undo) } else { None }
+    }
+
     /// Part of what nginx serves, which changes as one.
     fn is_web(&self) -> bool {
         match self {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -188,9 +189,11 @@ impl Receipt {
     }
 }
 
-/// The receipt together with the right to add to it: one holder at a time.
-pub struct Book {
-    pub receipt: Receipt,
+/// The receipt together with the right to add to it: one process at a time, any of its threads.
+pub struct Book(Mutex<Pages>);
+
+struct Pages {
+    receipt: Arc<Receipt>,
     journal: Journal<Line>,
 }
 
@@ -208,21 +211,32 @@ struct Line {
 impl Book {
     pub fn open(host: &Host) -> Result<Self> {
         let (journal, lines) = Journal::open(host, Path::new(PATH))?;
-        Ok(Self { receipt: fold(lines)?, journal })
+        Ok(Self(Mutex::new(Pages { receipt: Arc::new(fold(lines)?), journal })))
+    }
+
+    /// As it stands now; later notes are not in it.
+    pub fn receipt(&self) -> Arc<Receipt> {
+        Arc::clone(&self.pages().receipt)
     }
 
     /// On disk when this returns; only then act. What is in it already is not written again, so that each entry is
     /// a step forward however often the steps are cut short.
-    pub fn note(&mut self, entry: Entry) -> Result<()> {
-        let mut next = self.receipt.clone();
+    pub fn note(&self, entry: Entry) -> Result<()> {
+        let mut pages = self.pages();
+        let mut next = (*pages.receipt).clone();
         next.note(entry.clone());
-        if next == self.receipt {
+        if next == *pages.receipt {
             return Ok(());
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        self.journal.append(&Line { v: FORMAT, at, entry: serde_json::to_value(entry)? })?;
-        self.receipt = next;
+        pages.journal.append(&Line { v: FORMAT, at, entry: serde_json::to_value(entry)? })?;
+        pages.receipt = Arc::new(next);
         Ok(())
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        // A thread that panicked in here wrote a whole line or none.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Resource {
     /// Debian packages, installed in one go.
     Packages {
         names: Vec<String>,
+        /// What follows can be made without them.
+        beside: bool,
     },
     /// A file we own whole.
     File(File),
@@ -68,6 +70,8 @@ pub enum Resource {
     },
     /// A Python environment.
     Env(&'static python::Lock),
+    /// Its bytecode.
+    Bytecode(&'static python::Lock),
     /// A file store that a team had before.
     Store(super::store::Store),
     /// The certificate of one host name, by our own authority for the domain.
@@ -196,7 +200,7 @@ impl Resource {
             Self::Unit(unit) => unit.look(host, receipt, eyes),
             // A file system may be looked at in an image as well; all that follows asks the running machine.
             _ if !host.is_live() => Ok(Seen::Later),
-            Self::Packages { names } => {
+            Self::Packages { names, .. } => {
                 let missing: Vec<_> =
                     names.iter().filter(|name| !eyes.packages.contains_key(*name)).cloned().collect();
                 if missing.is_empty() {
@@ -229,6 +233,8 @@ impl Resource {
                 Ok(Seen::Right)
             }
             Self::Env(lock) => env::look(host, lock),
+            Self::Bytecode(lock) if python::is_compiled(host, lock)? => Ok(Seen::Right),
+            Self::Bytecode(_) => wrong("not compiled"),
             Self::Certificate { host: name, domain } => certificate::look(host, domain, name),
             Self::FirstUser { path, .. } => super::users::look(host, path),
             Self::Store(store) => store.look(host),
@@ -237,9 +243,9 @@ impl Resource {
     }
 
     /// Make it so. What must be remembered is noted before it happens.
-    pub fn make(&self, host: &Host, book: &mut Book, step: &Step) -> Result<()> {
+    pub fn make(&self, host: &Host, book: &Book, step: &Step) -> Result<()> {
         match self {
-            Self::Packages { names } => apt::install(host, names, book, step),
+            Self::Packages { names, .. } => apt::install(host, names, book, step),
             Self::File(file) => file.make(host, book),
             Self::Link { path, target } => {
                 let dirs = missing_dirs(host, path)?;
@@ -285,6 +291,7 @@ impl Resource {
                 Ok(())
             }
             Self::Env(lock) => env::make(host, lock, book, step),
+            Self::Bytecode(lock) => python::compile(host, lock, &mut |line| step.detail(line)),
             Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
             Self::FirstUser { path, user } => super::users::make_first(host, path, user, book),
             Self::Store(store) => store.make(host, book, step),
@@ -310,12 +317,32 @@ impl Resource {
         match self {
             Self::Packages { .. } => apt::LEFT_BEHIND.iter().map(|(_, path)| path.into()).collect(),
             Self::Env(lock) => env::owns(lock),
+            // An environment is what its marker says once it is compiled.
+            Self::Bytecode(lock) => vec![python::marker_of(lock)],
             Self::Certificate { host, .. } => certificate::owns(host),
             Self::FirstUser { path, .. } => vec![path.clone()],
             Self::Store(store) => store.owns(),
             Self::Site(site) => site.owns(),
             _ => self.path().map(Into::into).into_iter().collect(),
         }
+    }
+
+    /// The paths whose contents making it takes in, beyond what stands before it and is quick.
+    pub fn needs(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Unit(unit) => unit.reads.clone(),
+            Self::Bytecode(lock) => vec![python::marker_of(lock)],
+            // Two at once take longer than one after the other.
+            Self::Env(lock) if **lock == python::DOCS => vec![python::marker_of(&python::SERVICES)],
+            Self::Store(_) => vec![python::marker_of(&python::SERVICES)],
+            Self::Site(_) => vec![python::marker_of(&python::DOCS)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether others had better go on beside it.
+    pub fn takes_long(&self) -> bool {
+        matches!(self, Self::Packages { beside: true, .. } | Self::Env(_) | Self::Bytecode(_) | Self::Site(_))
     }
 }
 
@@ -345,7 +372,7 @@ impl File {
         Ok(Seen::Right)
     }
 
-    fn make(&self, host: &Host, book: &mut Book) -> Result<()> {
+    fn make(&self, host: &Host, book: &Book) -> Result<()> {
         let dirs = missing_dirs(host, &self.path)?;
         book.note(Entry::Wrote { path: self.path.clone(), hash: hash(self.text.as_bytes()), dirs })?;
         let owner = match self.group {
@@ -393,7 +420,7 @@ impl Unit {
         Ok(self.reads.iter().any(|path| path.starts_with("/etc/systemd/system")))
     }
 
-    fn make(&self, host: &Host, book: &mut Book) -> Result<()> {
+    fn make(&self, host: &Host, book: &Book) -> Result<()> {
         self.enable(host, book)?;
         if !host.is_live() {
             return Ok(());
@@ -406,7 +433,7 @@ impl Unit {
         book.note(Entry::Loaded { what: self.name.clone(), hash: loading })
     }
 
-    pub fn enable(&self, host: &Host, book: &mut Book) -> Result<()> {
+    pub fn enable(&self, host: &Host, book: &Book) -> Result<()> {
         let root = format!("--root={}", host.root().display());
         if !host.ask(&Cmd::new("systemctl", [&root, "is-enabled", &self.name]))?.ok() {
             book.note(Entry::Enabled { unit: self.name.clone() })?;
@@ -467,7 +494,7 @@ impl Expected {
     }
 }
 
-fn note_missing(host: &Host, expects: &[Expected], book: &mut Book) -> Result<()> {
+fn note_missing(host: &Host, expects: &[Expected], book: &Book) -> Result<()> {
     let (mut users, mut groups, mut dirs) = (Vec::new(), Vec::new(), Vec::new());
     for expected in expects {
         if expected.is_there(host)? {
@@ -529,7 +556,7 @@ fn hex(bytes: &[u8]) -> String {
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Packages { names } => write!(f, "packages {}", names.join(" ")),
+            Self::Packages { names, .. } => write!(f, "packages {}", names.join(" ")),
             Self::File(file) => write!(f, "file {}", file.path.display()),
             Self::Link { path, target } => write!(f, "link {} to {}", path.display(), target.display()),
             Self::SetAside { path, .. } => write!(f, "setting aside {}", path.display()),
@@ -542,6 +569,7 @@ impl fmt::Display for Resource {
             Self::FileSystem(disk) => write!(f, "file system on {}", disk.device),
             Self::Owned { user, .. } => write!(f, "files of {user} as {user}'s"),
             Self::Env(lock) => write!(f, "Python environment {}", lock.name),
+            Self::Bytecode(lock) => write!(f, "bytecode of Python environment {}", lock.name),
             Self::Certificate { host, .. } => write!(f, "certificate for {host}"),
             Self::FirstUser { path, .. } => write!(f, "a user in {}", path.display()),
             Self::Store(store) => write!(f, "runs of the old file store for {}", store.data.display()),

@@ -43,7 +43,7 @@ impl Store {
         })
     }
 
-    pub fn make(&self, host: &Host, book: &mut Book, step: &Step) -> Result<()> {
+    pub fn make(&self, host: &Host, book: &Book, step: &Step) -> Result<()> {
         // It runs on a reinstallation; its unit starts it again, now with other things to read.
         host.ask(&Cmd::new("systemctl", ["stop", "mlflow.service"]))?;
         let path = Path::new(STORE_ENVIRONMENT);

@@ -125,8 +125,8 @@ impl Undo {
     }
 
     /// Take it back, and note that it is done. Returns why, if it or a part of it had to stay.
-    pub fn undo(&self, host: &Host, book: &mut Book, step: &Step) -> Result<Option<String>> {
-        let fate = self.fate(host, &book.receipt)?;
+    pub fn undo(&self, host: &Host, book: &Book, step: &Step) -> Result<Option<String>> {
+        let fate = self.fate(host, &book.receipt())?;
         let mut stays = if let Fate::Stays(why) = &fate { Some(why.clone()) } else { None };
         match self {
             Self::Unit(unit) => {

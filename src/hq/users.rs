@@ -36,7 +36,7 @@ pub fn look(host: &Host, path: &Path) -> Result<Seen> {
 
 /// Make the first user with a password of our own, and leave it where `show_first` finds it. The password is left
 /// before its hash is written: killed in between, the next run makes another.
-pub fn make_first(host: &Host, path: &Path, user: &str, book: &mut Book) -> Result<()> {
+pub fn make_first(host: &Host, path: &Path, user: &str, book: &Book) -> Result<()> {
     let mut file = read(host, path)?;
     let password = Password::generate()?;
     let user: User = user.parse().context("reading auth.user")?;

@@ -1,6 +1,9 @@
 use super::*;
 use crate::host::{Exec, Output, System};
-use std::{cell::Cell, rc::Rc};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 const AT: &str = "/mnt/echoes_data";
 const UUID: &str = "0f4c8f0e-6a55-4c0b-9d0e-1d2f3a4b5c6d";
@@ -619,13 +622,13 @@ fn a_format_cut_short_anywhere_is_finished_by_the_next_run() {
 }
 
 /// Kills mkfs after so many thousandths of a second; otherwise this machine.
-struct Killing(Rc<Cell<u32>>);
+struct Killing(Arc<AtomicU32>);
 
 impl Exec for Killing {
     fn exec(&self, cmd: &Cmd, say: &mut dyn FnMut(&str)) -> Result<Output> {
         let mut cmd = cmd.clone();
-        if cmd.program == "mkfs.ext4" && self.0.get() > 0 {
-            let after = format!("{:.3}", f64::from(self.0.get()) / 1000.0);
+        if cmd.program == "mkfs.ext4" && self.0.load(Relaxed) > 0 {
+            let after = format!("{:.3}", f64::from(self.0.load(Relaxed)) / 1000.0);
             cmd.args.splice(0..0, ["--signal=KILL".to_owned(), after, "mkfs.ext4".to_owned()]);
             cmd.program = "timeout".into();
         }
@@ -636,15 +639,15 @@ impl Exec for Killing {
 #[test]
 fn mkfs_killed_for_real_is_finished_by_the_next_run() {
     let Some(disk) = Loop::new(300) else { return };
-    let after = Rc::new(Cell::new(0));
+    let after = Arc::new(AtomicU32::new(0));
     let host = Host::new("/", Killing(after.clone()));
     let mut cut = 0;
     for ms in [1, 2, 3, 5, 8, 12, 18, 25, 40] {
         disk.wipe();
         let uuid = new_uuid().unwrap();
-        after.set(ms);
+        after.store(ms, Relaxed);
         cut += u32::from(format(&host, &disk.dev, &uuid, NOTICE).is_err());
-        after.set(0);
+        after.store(0, Relaxed);
         format(&host, &disk.dev, &uuid, NOTICE).unwrap_or_else(|e| panic!("killed after {ms} ms: {e:#}"));
         assert_eq!(disk.verdict(&[]), Verdict::Ours { uuid });
     }

@@ -12,7 +12,13 @@ use crate::{
         service::Service,
     },
 };
-use std::{cell::Cell, path::Path, rc::Rc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+};
 
 /// What of a headquarters can be made in an image: files, links and enabled units.
 fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
@@ -37,9 +43,9 @@ fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
 }
 
 fn install_with(host: &Host, wanted: &[Resource], take: &Take) -> Result<Done> {
-    let mut book = Book::open(host)?;
+    let book = Book::open(host)?;
     let work = Work { host, take, sweep: Sweep::Unwanted, ui: &Ui::new(true), routes: &|| Ok(()) };
-    work.converge(wanted, &mut book)
+    work.converge(wanted, &book)
 }
 
 fn install(host: &Host, wanted: &[Resource]) -> Result<Done> {
@@ -180,13 +186,13 @@ fn the_receipt_may_be_cut_at_any_line() {
 }
 
 /// Fails at the n-th command, as a power cut would.
-struct Fuse(Rc<Cell<u32>>);
+struct Fuse(Arc<AtomicU32>);
 
 impl Exec for Fuse {
     fn exec(&self, cmd: &Cmd, say: &mut dyn FnMut(&str)) -> Result<Output> {
-        let left = self.0.get();
+        let left = self.0.load(Relaxed);
         anyhow::ensure!(left > 0, "cut");
-        self.0.set(left - 1);
+        self.0.store(left - 1, Relaxed);
         System.exec(cmd, say)
     }
 }
@@ -196,8 +202,8 @@ fn an_install_cut_short_is_finished_by_the_next() {
     let wanted = hq("a.example", &Service::ALL);
     for fuse in 0.. {
         let (dir, host) = root();
-        let left = Rc::new(Cell::new(fuse));
-        let cut = install(&Host::new(dir.path(), Fuse(Rc::clone(&left))), &wanted);
+        let left = Arc::new(AtomicU32::new(fuse));
+        let cut = install(&Host::new(dir.path(), Fuse(Arc::clone(&left))), &wanted);
         install(&host, &wanted).unwrap();
         assert_eq!(planned(&host, &wanted), [""; 0], "fuse {fuse}");
         if cut.is_ok() {
