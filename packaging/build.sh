@@ -19,15 +19,8 @@ esac
 
 say() { echo "build.sh: $*" >&2; }
 
-# The copy of the lock is written last: without it the environment is not finished.
-if ! cmp -s "$here/requirements.txt" "$venv/lock"; then
-    say "installing cargo-zigbuild and zig into $venv"
-    rm -rf "$venv"
-    python3 -m venv "$venv" || { say "try: apt install python3-venv" && exit 1; }
-    "$venv/bin/python3" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-        --require-hashes --requirement "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/lock"
-fi
+# cargo-zigbuild, and zig.
+"$here/venv.sh" "$here/requirements.txt" "$venv" --no-deps --only-binary :all:
 
 # Caches stay in target/: this may run as root in somebody's checkout, or without a home.
 export CARGO_ZIGBUILD_PYTHON_PATH=$venv/bin/python3 CARGO_ZIGBUILD_CACHE_DIR=$target/packaging-cache

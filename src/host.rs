@@ -156,6 +156,12 @@ impl Host {
         Ok(self.meta(path)?.is_some())
     }
 
+    /// Whether a file system is mounted right there.
+    pub fn is_mount_point(&self, path: &Path) -> Result<bool> {
+        let table = self.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
+        Ok(table.lines().any(|line| line.split(' ').nth(4) == path.to_str()))
+    }
+
     /// The process that holds a POSIX lock on the file, as dpkg and apt take it: fcntl(2), F_GETLK. Process 0 is one
     /// that we cannot see.
     pub fn lock_holder(&self, path: &Path) -> Result<Option<i32>> {

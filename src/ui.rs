@@ -58,6 +58,20 @@ impl<T, E: Into<Error>> Try<T> for Result<T, E> {
     }
 }
 
+/// What went wrong, the widest first, and apart from it what to try.
+pub fn told(error: &Error) -> (Vec<String>, Option<&str>) {
+    let code = error.downcast_ref::<Code>().map(ToString::to_string);
+    let hint = error.downcast_ref::<Hint>().map(|Hint(hint)| hint.as_str());
+    // A hint carries the nearer ones before it, and each of them stands in the chain too.
+    let is_hint = |part: &str| {
+        hint.is_some_and(|hint| {
+            hint.strip_prefix(part).is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
+        })
+    };
+    let causes = error.chain().map(ToString::to_string);
+    (causes.filter(|part| code.as_ref() != Some(part) && !is_hint(part)).collect(), hint)
+}
+
 #[derive(Clone)]
 pub struct Ui {
     /// Standard error is a terminal: a step may redraw its line.
@@ -103,18 +117,11 @@ impl Ui {
 
     /// The whole error: what we were doing first, the reason last, then what to try.
     pub fn error(&self, error: &Error) {
-        let (hint, code) = (error.downcast_ref::<Hint>(), error.downcast_ref::<Code>());
-        let (hint, code) =
-            (hint.map(|Hint(hint)| hint.as_str()).unwrap_or_default(), code.map(ToString::to_string));
-        // A hint carries the nearer ones before it, and each of them stands in the chain too.
-        let is_aside = |part: &String| {
-            code.as_ref() == Some(part) || hint == part || hint.starts_with(&format!("{part}\n"))
-        };
-        let chain: Vec<_> = error.chain().map(ToString::to_string).filter(|part| !is_aside(part)).collect();
+        let (chain, hint) = told(error);
         let mut err = std::io::stderr().lock();
         let _ = writeln!(err, "{} {}", self.paint("31", "error:"), chain.join("\n  because: "));
         let mut label = self.paint("36", "try:");
-        for line in hint.lines() {
+        for line in hint.unwrap_or_default().lines() {
             let _ = writeln!(err, "{label}   {line}");
             label = "    ".into();
         }
@@ -278,7 +285,7 @@ mod tests {
     fn the_nearest_hint_comes_first_and_none_is_lost() {
         let error = || -> anyhow::Result<()> { anyhow::bail!("disk full") };
         let error = error().or_try("make room").or_try("run this again").unwrap_err();
-        assert_eq!(error.downcast_ref::<Hint>().unwrap().0, "make room\nrun this again");
+        assert_eq!(told(&error), (vec!["disk full".into()], Some("make room\nrun this again")));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use lab::{Disk, Machine, Release, differences};
 use serde_json::Value;
 use std::{collections::BTreeSet, process::Stdio, time::Instant};
 
-/// Die at an entry, after its bytes are written and before anything is done about it. Only the journal is synced
-/// by fdatasync(2), and what is noted is not noted again: so each run of this does one entry's work and no more.
-const NOTED: &str = "-e trace=fdatasync -e inject=fdatasync:signal=KILL:when=";
+/// Die at an entry, after its bytes are written and before anything is done about it, whichever thread makes it.
+/// What is noted is not noted again: so each run of this does the work of one entry and no more.
+const NOTED: &str = "-f --seccomp-bpf -P /var/lib/echoes-appliance/receipt.jsonl -e trace=fdatasync \
+     -e inject=fdatasync:signal=KILL:when=";
 
 /// Die at an entry before its bytes are written. Taking something back comes before its note, so at the second
 /// entry each run has taken back one thing that is noted and one that is not.
@@ -82,6 +83,7 @@ fn killed_in_the_middle_of_a_child() {
     // We alone: apt goes on without us, and the next run has to wait for it.
     kill_when(&machine, "dpkg .*--(unpack|configure)", "pkill -9 -x echoes-applianc");
     kill_when(&machine, "uv .*pip install", "pkill -9 -x echoes-applianc");
+    machine.ok("sleep 0.2; ! pgrep -x uv");
     kill_when(&machine, "uv .*pip install", "pkill -9 -x echoes-applianc; pkill -9 -x uv");
     hq::run(&machine, 0, "install --set data.disk=none --service tensorboard");
     let bad = hq::bad_answers(&machine).unwrap();

@@ -1,9 +1,9 @@
 //! `install`: look, decide, note, do; then prove that every route answers.
 
-use super::{config::Settings, need_root, this_machine};
+use super::{config::Settings, machine_in, need_root};
 use crate::{
     config::{self, Setting},
-    host::{Host, System},
+    host::Host,
     hq::{
         plan::{Done, Sweep, Take, Work, look, refuse_foreign},
         probe, python,
@@ -40,11 +40,7 @@ pub struct Args {
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let _ = args.yes;
-    let host = if args.root == Path::new("/") {
-        this_machine()
-    } else {
-        Host::new(args.root.canonicalize()?, System)
-    };
+    let host = machine_in(&args.root)?;
     need_root(&host)?;
     let mut set = settings.set.clone();
     if let Some(domain) = &args.domain {
@@ -160,8 +156,7 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
 fn addresses(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
     let config = settings.read(host)?;
     ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
-    for service in Service::ALL.into_iter().filter(|service| book.receipt().services.contains(service.name()))
-    {
+    for service in book.receipt().installed() {
         ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
     }
     if let Some((_, authority)) = Authority::read(host)? {

@@ -27,6 +27,11 @@ fn this_machine() -> Host {
     Host::new("/", System)
 }
 
+/// This machine, or the one whose files a directory holds.
+fn machine_in(root: &Path) -> Result<Host> {
+    Ok(Host::new(root.canonicalize()?, System))
+}
+
 /// Most verbs change the machine, or read what only root may.
 fn need_root(host: &Host) -> Result<()> {
     let refused = || anyhow::bail!("only root may do this");

@@ -1,8 +1,8 @@
 //! `plan`: install that stops before doing.
 
-use super::{config::Settings, need_root, this_machine};
+use super::{config::Settings, machine_in, need_root};
 use crate::{
-    host::{Host, System},
+    host::Host,
     hq::{
         plan::{Change, Sweep, Take, look, plan},
         receipt::Receipt,
@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::Result;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -37,11 +37,7 @@ pub struct Args {
 const PENDING: u8 = 2;
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
-    let host = if args.root == Path::new("/") {
-        this_machine()
-    } else {
-        Host::new(args.root.canonicalize()?, System)
-    };
+    let host = machine_in(&args.root)?;
     need_root(&host)?;
     let receipt = Receipt::read(&host)?;
     let survey = Survey::new(&host, settings.read(&host)?, &args.service, &receipt)?;

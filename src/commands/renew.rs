@@ -22,7 +22,8 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let book = Book::open(&host)?;
-    let survey = Survey::without_data(&host, settings.read(&host)?, &installed(&book), &book.receipt())?;
+    let survey =
+        Survey::without_data(&host, settings.read(&host)?, &book.receipt().installed(), &book.receipt())?;
     let mut wanted = survey.blueprint()?;
     wanted.retain(|resource| match resource {
         Resource::Certificate { .. } => true,
@@ -36,9 +37,4 @@ pub fn run(_: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         ui.say("no certificate is due");
     }
     Ok(0)
-}
-
-fn installed(book: &Book) -> Vec<crate::hq::service::Service> {
-    let all = crate::hq::service::Service::ALL.into_iter();
-    all.filter(|service| book.receipt().services.contains(service.name())).collect()
 }

@@ -24,14 +24,10 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let config = settings.read(&host)?;
-    let installed = Receipt::read(&host)?.services;
-    let services = if args.all {
-        Service::ALL.into_iter().filter(|s| installed.contains(s.name())).collect()
-    } else {
-        args.service
-    };
+    let installed = Receipt::read(&host)?.installed();
+    let services = if args.all { installed.clone() } else { args.service };
     for service in services {
-        if !installed.contains(service.name()) {
+        if !installed.contains(&service) {
             let missing = || bail!("{service} is not installed");
             missing().or_try(format_args!("sudo echoes-appliance install --service {service}"))?;
         }

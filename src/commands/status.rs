@@ -61,13 +61,13 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_installed(&host)?;
     let config = settings.read(&host)?;
     // The receipt is root's; without it what systemd knows must do.
-    let installed = Receipt::read(&host).map(|receipt| receipt.services).ok();
+    let installed = Receipt::read(&host).map(|receipt| receipt.installed()).ok();
     let units: Vec<String> = Service::ALL.into_iter().map(Service::unit).collect();
     let names: Vec<&str> = units.iter().map(String::as_str).collect();
     let eyes = Eyes::open(&host, &[], &names)?;
     let service = |service: Service| {
         let facts = eyes.units.get(&service.unit()).cloned().unwrap_or_default();
-        let known = installed.as_ref().map_or(facts.enabled, |all| all.contains(service.name()));
+        let known = installed.as_ref().map_or(facts.enabled, |all| all.contains(&service));
         one(&host, &config, service, &facts, known)
     };
     let services = Service::ALL.into_iter().map(service).collect();
@@ -118,8 +118,7 @@ fn last_error(host: &Host, unit: &str) -> Option<String> {
 
 fn data(host: &Host, config: &Config) -> Result<DataStatus> {
     let path = config.data.path.to_path();
-    let mounts = host.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
-    let mounted = mounts.lines().any(|line| line.split(' ').nth(4) == path.to_str());
+    let mounted = host.is_mount_point(&path)?;
     let (free, size) = host.room(&path).map_or((None, None), |(free, size)| (Some(free), Some(size)));
     Ok(DataStatus {
         path: path.display().to_string(),

@@ -5,7 +5,7 @@ use crate::{
     hq::{
         plan::{Sweep, Take, Work},
         receipt::{self, Book, Receipt},
-        undo::{Fate, Undo, mounted, unwanted},
+        undo::{Fate, Undo, unwanted},
     },
     ui::Ui,
 };
@@ -32,7 +32,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
                 Fate::Gone => ui.out(format_args!("gone   {undo}")),
             }
             if let Undo::Dir(path) = &undo
-                && mounted(&host, path)?
+                && host.is_mount_point(path)?
             {
                 ui.out(format_args!("stays  everything on the disk that is mounted at {}", path.display()));
             }

@@ -36,8 +36,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     need_installed(&host)?;
     let receipt = Receipt::read(&host)?;
-    let installed: Vec<_> =
-        Service::ALL.into_iter().filter(|s| receipt.services.contains(s.name())).collect();
+    let installed = receipt.installed();
     let config = settings.read(&host)?;
     let services = installed.iter().copied().collect();
     let drift = || {

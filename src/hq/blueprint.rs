@@ -146,7 +146,7 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     all.push(Resource::Applied {
         file: etc("sysusers.d/echoes.conf"),
         tool: Tool::Sysusers,
-        expects: users(config),
+        expects: users(),
     });
     if let Some(disk) = disk {
         all.extend(data_disk(&draw, disk, &config.data.path)?);
@@ -225,12 +225,10 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     Ok(all)
 }
 
-/// The people and services of this machine.
-fn users(config: &Config) -> Vec<Expected> {
+/// Whom our services run as. People of the machine who are to be in the group were there before us.
+fn users() -> Vec<Expected> {
     let users = ["mlflow", "tensorboard"].into_iter().map(|name| Expected::User(name.into()));
     let groups = ["echoes", "mlflow", "tensorboard"].into_iter().map(|name| Expected::Group(name.into()));
-    // Of the people only those exist who had an account before us; sysusers adds them to the group.
-    let _ = config;
     users.chain(groups).collect()
 }
 

@@ -14,6 +14,7 @@ use crate::{
     host::{Cmd, Host},
     patience::Patience,
     tls::{self, internal::Authority, store},
+    ui::told,
     web::{
         block_on,
         client::{Answer, Client},
@@ -225,18 +226,21 @@ pub fn routes(host: &Host, config: &Config, services: &BTreeSet<Service>) -> Res
 fn row(id: &str, answer: Result<String>, fix: &str) -> Row {
     let verdict = match answer {
         Ok(found) => Verdict::Good { found },
-        Err(e) => Verdict::Bad { cause: format!("{e:#}"), fix: fix.into() },
+        Err(e) => {
+            let (causes, hint) = told(&e);
+            Verdict::Bad { cause: causes.join(": "), fix: hint.unwrap_or(fix).into() }
+        }
     };
     Row { id: id.into(), verdict }
 }
 
 /// As `row`, for what people can work without.
 fn soft(id: &str, answer: Result<String>, fix: &str) -> Row {
-    let verdict = match answer {
-        Ok(found) => Verdict::Good { found },
-        Err(e) => Verdict::Warning { cause: format!("{e:#}"), fix: fix.into() },
-    };
-    Row { id: id.into(), verdict }
+    let mut row = row(id, answer, fix);
+    if let Verdict::Bad { cause, fix } = row.verdict {
+        row.verdict = Verdict::Warning { cause, fix };
+    }
+    row
 }
 
 fn https(scene: &Scene, service: Service) -> Result<String> {
@@ -477,12 +481,14 @@ fn beyond_loopback(sockets: &str) -> BTreeSet<(u16, String)> {
 
 fn data_disk(scene: &Scene) -> Result<String> {
     let at = scene.config.data.path.to_path();
-    let mounts = scene.host.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
-    let mounted = mounts.lines().any(|line| line.split(' ').nth(4) == at.to_str());
     if scene.config.data.disk.as_str() == "none" {
         return Ok(format!("none wanted; the data are in {} on the OS disk", at.display()));
     }
-    ensure!(mounted, "no disk is mounted at {}: the data are on the OS disk", at.display());
+    ensure!(
+        scene.host.is_mount_point(&at)?,
+        "no disk is mounted at {}: the data are on the OS disk",
+        at.display()
+    );
     Ok(format!("mounted at {}", at.display()))
 }
 

@@ -574,9 +574,10 @@ fn parse(text: &str) -> Option<Version> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// With an ordinary umask, whatever root's is, and without what another Python left in the environment.
+/// With an ordinary umask, whatever root's is, and without what another Python left in the environment. It does not
+/// outlive us: the next run would find it at work in the directory that it wipes and builds again.
 fn plain<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Cmd {
-    let script = "umask 022; unset PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX; exec \"$@\"";
+    let script = "umask 022; unset PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX; exec setpriv --pdeathsig KILL \"$@\"";
     let shell = ["-c", script, "sh", program].map(str::to_owned);
     Cmd::new("/bin/sh", shell.into_iter().chain(args.into_iter().map(str::to_owned)))
 }

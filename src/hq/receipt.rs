@@ -2,6 +2,7 @@
 //!
 //! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
 
+use super::service::Service;
 use crate::{host::Host, journal::Journal};
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -166,6 +167,11 @@ impl Receipt {
             }
             Entry::RemovedPackages { packages } => self.packages.retain(|p| !packages.contains(p)),
         }
+    }
+
+    /// The services that are installed.
+    pub fn installed(&self) -> Vec<Service> {
+        Service::ALL.into_iter().filter(|service| self.services.contains(service.name())).collect()
     }
 
     /// Whether nothing of ours is left.

@@ -11,7 +11,6 @@ use super::{
     eyes::Eyes,
     python,
     receipt::{Book, Entry, Receipt},
-    undo::mounted,
 };
 use crate::{
     host::{Cmd, Host, Kind},
@@ -218,7 +217,7 @@ impl Resource {
             }
             Self::Owned { paths, user, disk } => {
                 if let Some(at) = disk
-                    && !mounted(host, at)?
+                    && !host.is_mount_point(at)?
                 {
                     return wrong(format!("the disk of {} is not mounted yet", at.display()));
                 }

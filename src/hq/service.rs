@@ -85,12 +85,12 @@ impl fmt::Display for Service {
 }
 
 /// What to install: the services asked for, or all; beside those installed before; without those switched off.
-pub fn choose(config: &Config, asked: &[Service], installed: &BTreeSet<String>) -> BTreeSet<Service> {
+pub fn choose(config: &Config, asked: &[Service], installed: &[Service]) -> BTreeSet<Service> {
     let mut chosen: BTreeSet<Service> = asked.iter().copied().collect();
     if chosen.is_empty() {
         chosen.extend(Service::ALL);
     }
-    chosen.extend(Service::ALL.into_iter().filter(|s| installed.contains(s.name())));
+    chosen.extend(installed);
     chosen.retain(|service| service.enabled(config));
     chosen
 }
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn one_service_does_not_cost_the_others() {
         let config = Config::default();
-        let installed = BTreeSet::from(["docs".to_owned()]);
+        let installed = [Service::Docs];
         let chosen = |asked: &[Service]| choose(&config, asked, &installed).into_iter().collect::<Vec<_>>();
         assert_eq!(chosen(&[Service::Mlflow]), [Service::Mlflow, Service::Docs]);
         assert_eq!(chosen(&[]), Service::ALL);

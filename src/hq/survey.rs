@@ -46,7 +46,7 @@ impl Survey {
     pub fn without_data(host: &Host, config: Config, asked: &[Service], receipt: &Receipt) -> Result<Self> {
         let release = host.read_text(Path::new("/etc/os-release"))?.unwrap_or_default();
         apt::check_system(&release).or_try("install on a fresh Debian or Ubuntu machine")?;
-        let services = choose(&config, asked, &receipt.services);
+        let services = choose(&config, asked, &receipt.installed());
         let nothing = || bail!("every service is switched off");
         if services.is_empty() {
             nothing().or_try("set enabled = true for one of them in the settings")?;
@@ -170,8 +170,7 @@ fn data_disk(
 /// Mounting a disk over data that are on the OS disk would hide them.
 fn refuse_to_hide(host: &Host, config: &Config) -> Result<()> {
     let at = config.data.path.to_path();
-    let mounts = host.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
-    if mounts.lines().any(|line| line.split(' ').nth(4) == at.to_str()) {
+    if host.is_mount_point(&at)? {
         return Ok(());
     }
     if let Some(file) = first_file(host, &at)? {

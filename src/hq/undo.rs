@@ -114,7 +114,7 @@ impl Undo {
                 Fate::Stays("replaced since by something else".into())
             }
             // What is seen there is on another disk, which is not touched; below it the directory is empty.
-            (Self::Dir(_), Some(Kind::Dir)) if mounted(host, path)? => Fate::Goes,
+            (Self::Dir(_), Some(Kind::Dir)) if host.is_mount_point(path)? => Fate::Goes,
             (Self::Dir(_), Some(Kind::Dir)) => {
                 // What of it is ours goes before it; whether the rest is empty is known only then.
                 let strange = strange_in(host, path, receipt)?;
@@ -198,12 +198,6 @@ impl Undo {
             Self::Unit(_) | Self::Users { .. } | Self::Packages(_) => None,
         }
     }
-}
-
-/// Whether a disk is mounted there now.
-pub fn mounted(host: &Host, path: &Path) -> Result<bool> {
-    let table = host.read_text(Path::new("/proc/self/mountinfo"))?.unwrap_or_default();
-    Ok(table.lines().any(|line| line.split(' ').nth(4) == path.to_str()))
 }
 
 /// The first thing below `dir` that the receipt does not know.
