@@ -845,6 +845,8 @@ fn a_guesser_stops_nobody_and_a_removed_user_is_out_within_a_second() {
     let lines =
         machine.ok(&format!("journalctl --unit echoes-auth --since @{} --output cat | wc -l", since.trim()));
     assert!(lines.trim().parse::<u32>().unwrap() < 60, "the journal has {lines} lines of it");
+    let lines = machine.ok("grep -c '\" 429 ' /var/log/nginx/access.log || true");
+    assert_eq!(lines.trim(), "0", "nginx writes a line for each guess that is not even looked at");
 
     // She is in, with a connection that stays open; then she is not.
     machine.ok("echoes-appliance user remove visitor");

@@ -135,6 +135,14 @@ fn what_happens_to_a_headquarters_is_seen_and_survived() {
     let said = hq::run(&machine, 1, "install --set docs.auth=true");
     says(&said, &["another site claims every name: /etc/nginx/conf.d/shop.conf:2"]);
 
+    // A service is to move to a port that somebody else has: it stays where it is.
+    machine.ok("rm /etc/nginx/conf.d/shop.conf; systemd-run -q --unit=shop python3 -m http.server 8090; \
+         until ss -Hltn | grep -q ':8090 '; do sleep 0.1; done");
+    let said = hq::run(&machine, 1, "install --set docs.port=8090");
+    says(&said, &["port 8090, where docs should listen, is taken by python3 (process ", "docs.port="]);
+    assert_eq!(hq::run(&machine, 0, "install"), "nothing to change\n");
+    machine.ok("systemctl stop shop");
+
     // A drop-in that nginx refuses: seen on the stage, before anything changed.
     machine.put(b"no_such_directive on;\n", "/etc/nginx/conf.d/shop.conf", 0o644).unwrap();
     let said = hq::run(&machine, 1, "install --set docs.auth=true");

@@ -50,10 +50,17 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let config = settings.read(&host)?;
     let book = Book::open(&host)?;
     let survey = Survey::new(&host, config, &args.service, &book.receipt())?;
-    survey.check_web(&host, &book.receipt())?;
+    let wanted = survey.blueprint()?;
+    let seen = look(&host, &wanted, &book.receipt())?;
+    // What would stop us later stops us before anything is done.
+    survey.check_sites(&host, &book.receipt())?;
+    refuse_foreign(&wanted, &seen)?;
+    if seen.iter().any(|seen| matches!(seen, Seen::Wrong(_))) {
+        survey.check_ports(&host)?;
+    }
     survey.warnings.iter().for_each(|warning| ui.warn(warning));
     remember(&host, &settings, &survey, &book)?;
-    let done = carry_out(&host, survey, &take(&args.take), &book, ui)?;
+    let done = carry_out(&host, survey, (wanted, seen), &take(&args.take), &book, ui)?;
     report(&host, &done, &settings, &book, ui)
 }
 
@@ -90,19 +97,22 @@ fn take(asked: &[String]) -> Take {
 }
 
 /// The ground first: which nginx and which Python there are decides what the rest looks like.
-fn carry_out(host: &Host, survey: Survey, take: &Take, book: &Book, ui: &Ui) -> Result<Done> {
+fn carry_out(
+    host: &Host,
+    survey: Survey,
+    looked: (Vec<Resource>, Vec<Seen>),
+    take: &Take,
+    book: &Book,
+    ui: &Ui,
+) -> Result<Done> {
     let is_ground = |resource: &Resource| match resource {
         Resource::Packages { .. } => true,
         Resource::Env(lock) => **lock == python::SERVICES,
         _ => false,
     };
-    let (mut survey, mut laid) = (survey, 0);
-    let mut wanted = survey.blueprint()?;
-    let mut seen = look(host, &wanted, &book.receipt())?;
+    let (mut survey, (mut wanted, mut seen), mut laid) = (survey, looked, 0);
     if wanted.iter().zip(&seen).any(|(resource, seen)| is_ground(resource) && matches!(seen, Seen::Wrong(_)))
     {
-        // What will stop us later stops us before anything is done.
-        refuse_foreign(&wanted, &seen)?;
         wanted.retain(is_ground);
         laid = Work { host, take, sweep: Sweep::Nothing, ui, routes: &|| Ok(()) }
             .converge(&wanted, book)?

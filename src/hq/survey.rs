@@ -19,6 +19,7 @@ use crate::{
 use anyhow::{Result, bail};
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -65,42 +66,42 @@ impl Survey {
         blueprint(&Site { config, machine, services, disk: disk.as_ref() })
     }
 
-    /// Whether nginx runs with our sites and every service has been here before: then no port can be a stranger's,
-    /// and looking who listens, which reads every process, can be left out.
-    fn all_taken_by_us(&self, host: &Host, receipt: &Receipt) -> Result<bool> {
-        let pid = host.read_text(Path::new("/run/nginx.pid"))?.unwrap_or_default();
-        let comm = host.read_text(&Path::new("/proc").join(pid.trim()).join("comm"))?;
-        Ok(receipt.loaded.contains_key(nginx::UNIT)
-            && !pid.trim().is_empty()
-            && comm.is_some_and(|name| name.trim() == "nginx")
-            && self.services.iter().all(|service| receipt.units.contains(&service.unit())))
-    }
-
-    /// Whether the ports and names we need are free, or ours. Others are reported by name.
-    pub fn check_web(&self, host: &Host, receipt: &Receipt) -> Result<()> {
+    /// Whether the ports we need are free, or ours. Others are reported by name. Reads every process: for when
+    /// something is to be done.
+    pub fn check_ports(&self, host: &Host) -> Result<()> {
         if !host.is_live() {
             return Ok(());
         }
-        let sockets = if self.all_taken_by_us(host, receipt)? {
-            String::new()
-        } else {
-            host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?
+        let listeners = listeners(&host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?);
+        let stranger = |port: u16, unit: &str| -> Result<Option<String>> {
+            for listener in listeners.iter().filter(|listener| listener.port == port) {
+                if !listener.is_of(host, unit)? {
+                    return Ok(Some(listener.to_string()));
+                }
+            }
+            Ok(None)
         };
-        let taken = strangers(&sockets, &[80, 443], "nginx");
-        if let Some((port, who)) = taken.first() {
-            let busy = || bail!("port {port} is taken by {who}");
-            return busy().or_try("stop and disable it, or move it to another port, then run this again");
+        for port in [80, 443] {
+            if let Some(who) = stranger(port, nginx::UNIT)? {
+                let busy = || bail!("port {port} is taken by {who}");
+                return busy().or_try("stop and disable it, or move it to another port, then run this again");
+            }
         }
         for service in &self.services {
             let port = service.port(&self.config);
-            if receipt.units.contains(&service.unit()) {
-                continue;
-            }
-            if let Some((port, who)) = strangers(&sockets, &[port], "").first() {
+            if let Some(who) = stranger(port, &service.unit())? {
                 let busy = || bail!("port {port}, where {service} should listen, is taken by {who}");
                 return busy()
                     .or_try(format_args!("stop it, or choose another port: --set {service}.port=…"));
             }
+        }
+        Ok(())
+    }
+
+    /// Whether a site of somebody else's answers for every name, as ours must.
+    pub fn check_sites(&self, host: &Host, receipt: &Receipt) -> Result<()> {
+        if !host.is_live() {
+            return Ok(());
         }
         let ours = |path: &Path| {
             receipt.links.contains_key(path)
@@ -197,37 +198,71 @@ fn first_file(host: &Host, dir: &Path) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Who else listens on one of `ports`: (port, name). From `ss -Hlntp`. Pure.
-fn strangers(sockets: &str, ports: &[u16], ours: &str) -> Vec<(u16, String)> {
-    let mut found = Vec::new();
-    for line in sockets.lines() {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let port = words.get(3).and_then(|at| at.rsplit(':').next()).and_then(|port| port.parse().ok());
-        let Some(port) = port.filter(|port| ports.contains(port)) else { continue };
-        // users:(("apache2",pid=12,fd=4),…)
-        let who = line.split_once("((\"").and_then(|(_, rest)| rest.split_once('"')).map(|(name, _)| name);
-        let pid = line
-            .split_once("pid=")
-            .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-        match (who, pid) {
-            (Some(name), _) if name == ours => {}
-            (Some(name), Some(pid)) => found.push((port, format!("{name} (process {pid})"))),
-            _ => found.push((port, "a process we cannot see".into())),
+/// Who listens on a port.
+#[derive(Debug, PartialEq, Eq)]
+struct Listener {
+    port: u16,
+    /// Name and process number; none for a process that we cannot see.
+    who: Option<(String, u32)>,
+}
+
+impl Listener {
+    fn is_of(&self, host: &Host, unit: &str) -> Result<bool> {
+        let Some((_, pid)) = &self.who else { return Ok(false) };
+        let groups = host.read_text(Path::new(&format!("/proc/{pid}/cgroup")))?.unwrap_or_default();
+        Ok(groups.lines().any(|line| line.split('/').any(|part| part == unit)))
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Some((name, pid)) => write!(f, "{name} (process {pid})"),
+            None => write!(f, "a process we cannot see"),
         }
     }
-    found
+}
+
+/// From `ss -Hlntp`. Pure.
+fn listeners(sockets: &str) -> Vec<Listener> {
+    let listener = |line: &str| {
+        let port = line.split_whitespace().nth(3)?.rsplit(':').next()?.parse().ok()?;
+        // users:(("apache2",pid=12,fd=4),…)
+        let who = || {
+            let (name, rest) = line.split_once("((\"")?.1.split_once('"')?;
+            let pid: String = rest.strip_prefix(",pid=")?.chars().take_while(char::is_ascii_digit).collect();
+            Some((name.to_owned(), pid.parse().ok()?))
+        };
+        Some(Listener { port, who: who() })
+    };
+    sockets.lines().filter_map(listener).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::System;
 
     #[test]
     fn who_holds_a_port_is_named() {
-        let said = "LISTEN 0 511 0.0.0.0:80 0.0.0.0:* users:((\"apache2\",pid=12,fd=4))\n\
+        let said = "LISTEN 0 511 0.0.0.0:80 0.0.0.0:* users:((\"apache2\",pid=12,fd=4),(\"apache2\",pid=13,fd=4))\n\
                     LISTEN 0 511 [::]:443 [::]:* users:((\"nginx\",pid=13,fd=4))\n\
                     LISTEN 0 511 127.0.0.1:8080 0.0.0.0:*\n";
-        assert_eq!(strangers(said, &[80, 443], "nginx"), [(80, "apache2 (process 12)".into())]);
-        assert_eq!(strangers(said, &[8080], ""), [(8080, "a process we cannot see".into())]);
+        let found: Vec<_> = listeners(said).iter().map(|found| format!("{} {found}", found.port)).collect();
+        assert_eq!(
+            found,
+            ["80 apache2 (process 12)", "443 nginx (process 13)", "8080 a process we cannot see"]
+        );
+    }
+
+    #[test]
+    fn a_listener_is_the_units_whose_group_it_is_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.write(Path::new("/proc/12/cgroup"), 0o644, b"0::/system.slice/mlflow.service\n").unwrap();
+        let is_of =
+            |pid, unit| Listener { port: 1, who: Some(("x".into(), pid)) }.is_of(&host, unit).unwrap();
+        assert!(is_of(12, "mlflow.service"));
+        assert!(!is_of(12, "docs.service") && !is_of(13, "mlflow.service"));
     }
 }
