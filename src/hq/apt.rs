@@ -31,6 +31,9 @@ fn apt_get(args: &[&str]) -> Cmd {
         "Dpkg::Options::=--force-confdef",
         "-o",
         "Dpkg::Options::=--force-confold",
+        // Older ones give up at the first hiccup of the network.
+        "-o",
+        "Acquire::Retries=3",
         // Somebody may take the lock between our look and apt's.
         "-o",
         "DPkg::Lock::Timeout=60",

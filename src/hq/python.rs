@@ -345,6 +345,8 @@ pub fn settings(pip: &str, env: &[(String, String)]) -> Vec<(String, String)> {
         said("no-index").filter(|v| ["1", "true", "yes", "on"].contains(&&*v.to_lowercase())),
     );
     put("UV_INSECURE_HOST", &[], said("trusted-host").map(words));
+    // A few hundred files: three tries for each are too few where a hiccup lasts half a minute.
+    put("UV_HTTP_RETRIES", &[], Some("6".into()));
     put("UV_HTTP_TIMEOUT", &[], said("timeout").or_else(|| said("default-timeout")));
     // The authorities this machine trusts, rather than the list inside uv.
     put("UV_SYSTEM_CERTS", &["SSL_CERT_FILE", "SSL_CERT_DIR"], Some("true".into()));
@@ -646,6 +648,7 @@ mod tests {
             ("UV_INDEX", "https://a/simple https://b/simple"),
             ("UV_INDEX_STRATEGY", "unsafe-best-match"),
             ("UV_INSECURE_HOST", "m.example"),
+            ("UV_HTTP_RETRIES", "6"),
             ("UV_HTTP_TIMEOUT", "9"),
             ("UV_SYSTEM_CERTS", "true"),
             ("SSL_CERT_FILE", "/etc/ssl/one.pem"),
@@ -656,13 +659,15 @@ mod tests {
         assert_eq!(settings(pip, &[]), expect);
         let own = [("UV_INDEX_URL", "https://mine/"), ("SSL_CERT_FILE", "/x")].map(|p| pair(&p));
         let left: Vec<_> = settings(pip, &own).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(left, ["UV_INDEX", "UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_HTTP_TIMEOUT"]);
+        let expect =
+            ["UV_INDEX", "UV_INDEX_STRATEGY", "UV_INSECURE_HOST", "UV_HTTP_RETRIES", "UV_HTTP_TIMEOUT"];
+        assert_eq!(left, expect);
     }
 
     #[test]
     fn a_machine_without_pip_settings_uses_its_own_authorities() {
         let keys: Vec<_> = settings("", &[]).into_iter().map(|(key, _)| key).collect();
-        assert_eq!(keys, ["UV_INDEX_STRATEGY", "UV_SYSTEM_CERTS"]);
+        assert_eq!(keys, ["UV_INDEX_STRATEGY", "UV_HTTP_RETRIES", "UV_SYSTEM_CERTS"]);
     }
 
     #[test]

@@ -74,6 +74,7 @@ fn build(release: Release, sources: &[String], tree: &Path) -> Result<()> {
     make.args(["--quiet", "--variant=minbase"]).arg(format!("--include={}", PACKAGES.join(",")));
     // How the host reaches its mirror (proxies, clock) is how mmdebstrap must, too.
     make.args(apt_settings()?.iter().map(|line| format!("--aptopt={line}")));
+    make.arg("--aptopt=Acquire::Retries \"5\"");
     make.arg(release.name()).arg(&half).args(sources);
     output(&mut make)?;
 
