@@ -13,17 +13,19 @@ mod traces;
 
 use lab::{Disk, Machine, Release, differences};
 use serde_json::Value;
-use std::{collections::BTreeSet, process::Stdio, time::Instant};
+use std::{
+    collections::BTreeSet,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
-/// Die at an entry, after its bytes are written and before anything is done about it, whichever thread makes it.
-/// What is noted is not noted again: so each run of this does the work of one entry and no more.
-const NOTED: &str = "-f --seccomp-bpf -P /var/lib/echoes-appliance/receipt.jsonl -e trace=fdatasync \
-     -e inject=fdatasync:signal=KILL:when=";
+/// Die at an entry, after its bytes are written and before anything is done about it. What is noted is not noted
+/// again: so each run of this does the work of one entry and no more.
+const NOTED: &str = "fdatasync";
 
 /// Die at an entry before its bytes are written. Taking something back comes before its note, so at the second
 /// entry each run has taken back one thing that is noted and one that is not.
-const NOT_NOTED: &str =
-    "-P /var/lib/echoes-appliance/receipt.jsonl -e trace=write -e inject=write:signal=KILL:when=2";
+const NOT_NOTED: &str = "write";
 
 /// What two installations of the same differ in, beyond what an uninstall leaves.
 const OF_ITS_OWN: [(&str, &str); 5] = [
@@ -42,6 +44,7 @@ fn killed_at_every_entry_of_its_journal() {
     let since = Instant::now();
     let says = |what: &str| eprintln!("{:6.1} s: {what}", since.elapsed().as_secs_f64());
     let machine = hq::fresh(Release::Bookworm, vec![Disk::blank(1024).unwrap()]);
+    preload(&machine);
     let before = machine.manifest().unwrap();
 
     let (kills, said) = killed_until_done(&machine, NOTED, "install");
@@ -96,6 +99,52 @@ fn killed_in_the_middle_of_a_child() {
     assert!(left.is_empty(), "uninstall leaves:\n{}", left.join("\n"));
 }
 
+/// Put what kills into the machine.
+fn preload(machine: &Machine) {
+    let (dir, source) =
+        (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/die.c"));
+    let object = dir.path().join("die.so");
+    let cc = Command::new("gcc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&object).arg(source).status();
+    assert!(cc.unwrap().success(), "compiling {source}");
+    machine.push(&object, "/root/die.so", 0o755).unwrap();
+}
+
+/// MLflow makes its tables in dozens of steps. Killed between any two of them, it starts all the same; and what it has
+/// is never thrown away.
+#[test]
+fn mlflow_killed_while_it_makes_or_changes_its_database() {
+    if !hq::can_boot("MLflow killed while it makes its database") {
+        return;
+    }
+    let machine = hq::installed(Release::Bookworm);
+    let mut half = 0;
+    for tenths in [10, 16, 19, 22, 25, 28, 32] {
+        let left = machine.ok(&format!(
+            "systemctl stop mlflow; systemctl reset-failed mlflow; cd /mnt/echoes_data/mlruns; rm -f mlflow.db .version; \
+             systemctl start --no-block mlflow; sleep {}.{}; systemctl kill -s KILL mlflow; systemctl stop mlflow; \
+             ls -s mlflow.db; cat .version",
+            tenths / 10,
+            tenths % 10,
+        ));
+        half += usize::from(left.contains("mlflow.db") && left.contains(" unanswered"));
+        machine.ok("systemctl reset-failed mlflow; systemctl start mlflow");
+    }
+    assert!(half > 0, "it was never killed with a database half made");
+    assert!(!machine.ok("cat /mnt/echoes_data/mlruns/.version").contains("unanswered"));
+
+    // Somebody's experiment, and then a note as an older version left it, and one as a killed first start left it.
+    hq::mlflow(&machine, "experiments/create", "{\"name\": \"kept\"}");
+    for (note, copies) in [("3.1.4", "1"), ("3.17.2 unanswered", "1")] {
+        machine.ok(&format!(
+            "systemctl stop mlflow; systemctl reset-failed mlflow; cd /mnt/echoes_data/mlruns; echo {note} >.version; \
+             systemctl start mlflow; ! grep -e unanswered -e 3.1.4 .version"
+        ));
+        let found = hq::mlflow(&machine, "experiments/search", "{\"max_results\": 10}");
+        assert!(found.contains("kept"), "{found}");
+        assert_eq!(machine.ok("ls /mnt/echoes_data/mlruns/backups | grep -c mlflow-3.1.4.db").trim(), copies);
+    }
+}
+
 /// Start an install, and kill when a process like this is there.
 fn kill_when(machine: &Machine, process: &str, kill: &str) {
     let mut command =
@@ -114,17 +163,14 @@ fn kill_when(machine: &Machine, process: &str, kill: &str) {
 }
 
 /// Run until a run ends by itself; how many did not, and what the last one said.
-fn killed_until_done(machine: &Machine, kill: &str, command: &str) -> (u32, String) {
+fn killed_until_done(machine: &Machine, at: &str, command: &str) -> (u32, String) {
     for kills in 0..250 {
         // The one note that is never the same twice: its file system gets a new UUID as long as there is none.
         let formatting =
             || machine.ok("tail -n 1 /var/lib/echoes-appliance/receipt.jsonl").contains("formatting");
-        let when = match kill.strip_suffix('=') {
-            Some(_) if kills > 0 && formatting() => "2",
-            Some(_) => "1",
-            None => "",
-        };
-        let out = machine.exec(&format!("strace -q -o /dev/null {kill}{when} echoes-appliance {command}"));
+        let when = if at == NOT_NOTED || kills > 0 && formatting() { 2 } else { 1 };
+        let out =
+            machine.exec(&format!("DIE_AT='{at} {when}' LD_PRELOAD=/root/die.so echoes-appliance {command}"));
         match out.code {
             137 => {}
             0 => return (kills, hq::words(&out)),

@@ -1,4 +1,4 @@
-//! `prepare-mlflow`: mlflow.service runs it before every start, as MLflow's own user and in its sandbox.
+//! `prepare-mlflow`: mlflow.service runs it before and after every start, as MLflow's own user and in its sandbox.
 
 use super::this_machine;
 use crate::hq::{mlflow, python};
@@ -11,10 +11,16 @@ pub struct Args {
     /// The directory of the database
     #[arg(long)]
     data: PathBuf,
+    /// It has started, and answers
+    #[arg(long)]
+    answered: bool,
 }
 
 pub fn run(args: Args) -> Result<u8> {
     let host = this_machine();
+    if args.answered {
+        return mlflow::answered(&host, &args.data).map(|()| 0);
+    }
     let version = python::installed(&host, "mlflow").context("there is no MLflow in the environment")?;
     let now = OffsetDateTime::now_utc()
         .format(format_description!("[year][month][day]T[hour][minute][second]Z"))?;

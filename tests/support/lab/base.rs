@@ -13,8 +13,8 @@ use std::{
     process::Command,
 };
 
-/// What Debian's cloud images have and the appliance or its tests meet. strace is ours, to inject faults; no
-/// curl, no nginx, no pip: whoever needs one must install it, as on a real machine.
+/// What Debian's cloud images have and the appliance or its tests meet. No curl, no nginx, no pip: whoever needs one
+/// must install it, as on a real machine.
 const PACKAGES: &[&str] = &[
     "systemd",
     "systemd-sysv",
@@ -31,7 +31,6 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "netbase",
     "procps",
-    "strace",
     "tzdata",
     "util-linux",
 ];

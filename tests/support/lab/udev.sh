@@ -41,7 +41,8 @@ relink() {
             part=${node#"$disk"}
             link=/dev/disk/azure/scsi1/lun$lun${part:+-part${part#p}}
             [ -e "$link" ] || ln -s ../../../"$node" "$link"
-            found=$(blkid -p -o udev /dev/"$node" || true)
+            # Asked while somebody else mounts or writes, it may find nothing: a link is not taken away for that.
+            found=$(blkid -p -o udev /dev/"$node" || { sleep 0.2 && blkid -p -o udev /dev/"$node"; } || true)
             {
                 echo I:1
                 [ -z "$found" ] || echo "$found" | sed s/^/E:/
