@@ -1,9 +1,12 @@
 //! Certificates: kept for each host by whoever signs them, and proven to be the ones that are served.
 //!
-//! `store` keeps pairs, `internal` signs them, `trust` tells people how to believe them. What is here brings
-//! them together; a second signer needs nothing of `store` but `install`.
+//! `store` keeps pairs, `internal` signs them, `renewal` says when a public authority is asked to, `trust`
+//! tells people how to believe them. What is here brings them together; a second signer needs nothing of
+//! `store` but `install`.
 
 pub mod internal;
+#[allow(dead_code)] // Wired by the ACME client.
+pub mod renewal;
 pub mod store;
 pub mod trust;
 
