@@ -1,6 +1,8 @@
 use super::*;
 use time::macros::datetime;
 
+mod years;
+
 const NOW: OffsetDateTime = datetime!(2026-11-23 12:00 UTC);
 const DIE: f64 = 0.5;
 
