@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        ca, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status, uninstall, user,
-        validate, wait_for,
+        ca, cert, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status, uninstall,
+        user, validate, wait_for,
     },
     ui::Ui,
 };
@@ -45,6 +45,9 @@ enum Command {
     /// The headquarters' own certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
+    /// The certificates: how they stand, renew or revoke one by hand
+    #[command(subcommand)]
+    Cert(cert::Command),
     /// Renew certificates that are due (run by echoes-renew.timer)
     #[command(hide = true)]
     Renew(renew::Args),
@@ -65,6 +68,7 @@ impl Cli {
             Command::Plan(args) => args.json,
             Command::Validate(args) => args.json || args.junit,
             Command::Status(args) => args.json,
+            Command::Cert(command) => command.json(),
             _ => false,
         })
     }
@@ -83,6 +87,7 @@ impl Cli {
             Command::User(command) => user::run(command, ui),
             Command::Config(command) => config::run(command, &settings, ui),
             Command::Ca(command) => ca::run(command, &settings, ui),
+            Command::Cert(command) => cert::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
             Command::PrepareMlflow(args) => prepare_mlflow::run(args),

@@ -67,16 +67,68 @@ pub struct Auth {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
+    /// Who signs the certificates.
     pub mode: TlsMode,
+    /// Whom the authority may write to, or "".
+    pub email: MaybeEmail,
+    /// The directory of an ACME authority (RFC 8555).
+    pub directory: Https,
+    /// The directory of its staging environment; "" for Let's Encrypt's when that is the authority, else for none.
+    pub staging_directory: MaybeHttps,
+    /// Certificates from the staging environment, which nobody trusts: to try.
+    pub staging: bool,
+    /// PEM of those who vouch for the authority's own web server, or "" for the machine's.
+    pub ca_file: MaybePath,
+    /// External account binding: the key's identifier, or "".
+    pub eab_kid: Token,
+    /// External account binding: the file that holds the key as base64url, or "".
+    pub eab_key_file: MaybePath,
+    /// The authority's name for a kind of certificate, or "" for its default.
+    pub profile: Token,
+    pub key_type: KeyType,
+    /// One certificate with all names, instead of one each.
+    pub shared: bool,
+    /// The pair of mode "files": certificate and chain, PEM.
+    pub cert_file: MaybePath,
+    /// Its private key, PEM.
+    pub key_file: MaybePath,
+    /// Told by POST when a certificate cannot be renewed and somebody should know, or "".
+    pub webhook: MaybeHttps,
 }
 
 /// Who signs the certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
+    /// The ACME authority for names that a public one signs, our own for the others.
+    Auto,
+    /// The ACME authority.
+    Letsencrypt,
     /// An authority of our own.
     Internal,
+    /// A pair of the team's.
+    Files,
 }
+
+/// The kind of a certificate's private key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum KeyType {
+    #[serde(rename = "ecdsa-p256")]
+    P256,
+    #[serde(rename = "ecdsa-p384")]
+    P384,
+}
+
+/// Who signs the certificates, once decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signer {
+    Internal,
+    Acme,
+    Files,
+}
+
+pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const LETS_ENCRYPT_STAGING: &str = "https://acme-staging-v02.api.letsencrypt.org/directory";
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -169,13 +221,89 @@ impl Config {
                 bail!("{other}.port and {name}.port are both {port}");
             }
         }
+        let (tls, domain) = (&self.tls, &self.domain);
+        let empty = |path: &MaybePath| path.as_str().is_empty();
+        if tls.mode == TlsMode::Letsencrypt && tls.directory.as_str() == LETS_ENCRYPT {
+            ensure!(
+                is_public(domain.as_str()),
+                "tls.mode is \"letsencrypt\", but no public authority signs names under {domain}"
+            );
+        }
+        if tls.mode == TlsMode::Files {
+            let both = !empty(&tls.cert_file) && !empty(&tls.key_file);
+            ensure!(both, "tls.mode is \"files\": tls.cert_file and tls.key_file must name them");
+        }
+        let files = [
+            ("ca_file", &tls.ca_file),
+            ("eab_key_file", &tls.eab_key_file),
+            ("cert_file", &tls.cert_file),
+            ("key_file", &tls.key_file),
+        ];
+        for (name, path) in files {
+            let unseen = ["/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/"];
+            ensure!(
+                !unseen.iter().any(|dir| path.as_str().starts_with(dir)),
+                "tls.{name} = {path} is where the renewal at night cannot look: put it below /etc"
+            );
+        }
+        let bound = !tls.eab_kid.as_str().is_empty();
+        ensure!(bound != empty(&tls.eab_key_file), "tls.eab_kid and tls.eab_key_file need each other");
+        if tls.staging {
+            ensure!(tls.staging().is_some(), "tls.staging is true, but tls.staging_directory is \"\"");
+        }
         Ok(self)
+    }
+
+    /// Who signs the certificates.
+    pub fn signer(&self) -> Signer {
+        match self.tls.mode {
+            TlsMode::Auto if is_public(self.domain.as_str()) => Signer::Acme,
+            TlsMode::Auto | TlsMode::Internal => Signer::Internal,
+            TlsMode::Letsencrypt => Signer::Acme,
+            TlsMode::Files => Signer::Files,
+        }
     }
 
     /// Where MLflow can be reached on this machine, whatever it listens on.
     pub fn mlflow_loopback(&self) -> IpAddr {
         if self.mlflow.listen.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { self.mlflow.listen }
     }
+}
+
+impl Tls {
+    /// The directory of the authority's staging environment, if it has one.
+    pub fn staging(&self) -> Option<&str> {
+        match self.staging_directory.as_str() {
+            "" if self.directory.as_str() == LETS_ENCRYPT => Some(LETS_ENCRYPT_STAGING),
+            "" => None,
+            url => Some(url),
+        }
+    }
+}
+
+/// Whether a public authority would sign names under this domain: not those set apart for other uses (RFC 6761, RFC
+/// 6762, RFC 8375, and what ICANN keeps for private use), nor what networks have invented for themselves.
+fn is_public(domain: &str) -> bool {
+    const PRIVATE: [&str; 14] = [
+        "alt",
+        "arpa",
+        "corp",
+        "example",
+        "home",
+        "internal",
+        "intranet",
+        "invalid",
+        "lan",
+        "local",
+        "localdomain",
+        "localhost",
+        "onion",
+        "test",
+    ];
+    let labels: Vec<_> = domain.rsplit('.').collect();
+    let reserved = labels.get(1) == Some(&"example") && ["com", "net", "org"].contains(&labels[0]);
+    let number = labels[0].bytes().all(|b| b.is_ascii_digit());
+    labels.len() > 1 && !PRIVATE.contains(&labels[0]) && !reserved && !number
 }
 
 impl Default for Config {
@@ -391,6 +519,44 @@ text! {
 }
 
 text! {
+    /// An e-mail address, or none.
+    MaybeEmail,
+    "an e-mail address, or \"\"",
+    "^([A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+)?$",
+    |email| {
+        let user = |b: u8| b.is_ascii_alphanumeric() || b"._%+-".contains(&b);
+        let domain = |b: u8| b.is_ascii_alphanumeric() || b".-".contains(&b);
+        email.is_empty() || email.split_once('@').is_some_and(|(name, at)| {
+            !name.is_empty() && !at.is_empty() && name.bytes().all(user) && at.bytes().all(domain)
+        })
+    }
+}
+
+text! {
+    /// An https URL.
+    Https,
+    "an https URL (no spaces, quotes or backslashes)",
+    "^https://[^\\s\"'\\\\]+$",
+    is_https
+}
+
+text! {
+    /// An https URL, or none. What a webhook's holds may be a secret: never shown.
+    MaybeHttps,
+    "an https URL (no spaces, quotes or backslashes), or \"\"",
+    "^(https://[^\\s\"'\\\\]+)?$",
+    |url| url.is_empty() || is_https(url)
+}
+
+text! {
+    /// A word that an authority chose.
+    Token,
+    "a word of at most 255 letters, digits and . _ - + / =, or \"\"",
+    "^[A-Za-z0-9._+/=-]{0,255}$",
+    |word| word.len() <= 255 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+/=-".contains(&b))
+}
+
+text! {
     /// An amount of memory as systemd writes it.
     Size,
     "an amount of memory such as 512M or 2G",
@@ -421,6 +587,10 @@ fn is_uri(uri: &str) -> bool {
     };
     uri.split_once(':').is_some_and(|(s, rest)| scheme(s) && !rest.is_empty())
         && uri.bytes().all(|b| b.is_ascii_graphic() && !b"\"'\\;`${}".contains(&b))
+}
+
+fn is_https(url: &str) -> bool {
+    url.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && is_uri(url)
 }
 
 impl UnixPath {
@@ -524,6 +694,57 @@ mod tests {
     fn two_services_cannot_share_a_port() {
         let err = parse("", &["docs.port=5000"]).unwrap_err().to_string();
         assert_eq!(err, "mlflow.port and docs.port are both 5000");
+    }
+
+    #[test]
+    fn who_signs_is_decided_by_the_name_unless_said() {
+        let signer = |domain: &str, mode: &str| {
+            parse(&format!("domain = \"{domain}\"\ntls.mode = \"{mode}\""), &[]).map(|c| c.signer())
+        };
+        for public in ["lonel.ai", "hq.lonel.ai", "example.ai", "internal.lonel.ai", "my-example.com"] {
+            assert_eq!(signer(public, "auto").unwrap(), Signer::Acme, "{public}");
+        }
+        let private = [
+            "localhost",
+            "hq",
+            "team.test",
+            "hq.internal",
+            "a.b.local",
+            "example.org",
+            "hq.example.com",
+            "1.2.3.4",
+        ];
+        for private in private {
+            assert_eq!(signer(private, "auto").unwrap(), Signer::Internal, "{private}");
+            assert!(signer(private, "letsencrypt").is_err(), "{private}");
+        }
+        assert_eq!(signer("lonel.ai", "internal").unwrap(), Signer::Internal);
+        let own =
+            ["tls.mode=letsencrypt", "tls.directory=https://ca.internal/directory", "domain=hq.internal"];
+        assert_eq!(
+            parse("", &own).unwrap().signer(),
+            Signer::Acme,
+            "an authority of one's own signs anything"
+        );
+    }
+
+    #[test]
+    fn settings_of_certificates_that_need_each_other_are_told() {
+        let said = |set: &[&str]| format!("{:#}", parse("", set).unwrap_err());
+        assert!(said(&["tls.mode=files"]).contains("tls.cert_file and tls.key_file must name them"));
+        assert!(said(&["tls.eab_kid=k"]).contains("need each other"));
+        assert!(said(&["tls.eab_key_file=/etc/k"]).contains("need each other"));
+        let elsewhere = ["tls.directory=https://ca.test/dir", "tls.staging=true"];
+        assert!(said(&elsewhere).contains("tls.staging_directory is"));
+        assert!(said(&["tls.ca_file=/root/ca.pem"]).contains("put it below /etc"));
+        for bad in
+            ["tls.email=a b@c", "tls.directory=http://ca.test/", "tls.profile=a b", "tls.webhook=ftp://x"]
+        {
+            assert!(parse("", &[bad]).is_err(), "{bad}");
+        }
+        let good =
+            parse("", &["tls.staging=true", "tls.email=ops@lonel.ai", "tls.key_type=ecdsa-p384"]).unwrap();
+        assert_eq!(good.tls.staging(), Some(LETS_ENCRYPT_STAGING));
     }
 
     #[test]

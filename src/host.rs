@@ -316,7 +316,7 @@ impl Host {
         };
         let file = open().with_context(|| format!("opening {}", path.display()))?;
         if file.try_lock().is_err() {
-            bail!("{} is in use by another echoes-appliance", path.display());
+            return Err(Busy(path.into()).into());
         }
         Ok(Ledger(file))
     }
@@ -382,6 +382,18 @@ impl Terminal {
         Ok(line.trim_end_matches(['\n', '\r']).to_owned())
     }
 }
+
+/// Another process of ours is at work there.
+#[derive(Debug)]
+pub struct Busy(PathBuf);
+
+impl fmt::Display for Busy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is in use by another echoes-appliance", self.0.display())
+    }
+}
+
+impl std::error::Error for Busy {}
 
 /// A locked file of whole lines.
 pub struct Ledger(fs::File);

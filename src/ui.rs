@@ -262,6 +262,12 @@ fn remember(what: &str) {
     }
 }
 
+/// A moment, for people: to the minute, in the one time zone that all machines share.
+pub fn moment(at: time::OffsetDateTime) -> String {
+    let form = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
+    at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
+}
+
 /// Rows in columns as wide as their widest cell; the last column is left as long as it is.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -15,7 +15,7 @@ use lab::{Disk, Machine, Manifest, Release, differences};
 use std::{collections::BTreeMap, time::Instant};
 
 /// Every unit that install has a hand in.
-const UNITS: [&str; 9] = [
+const UNITS: [&str; 10] = [
     "mlflow.service",
     "tensorboard.service",
     "dashboard.service",
@@ -23,12 +23,13 @@ const UNITS: [&str; 9] = [
     "echoes-auth.service",
     "echoes-data.service",
     "echoes-renew.timer",
+    "echoes-renew-boot.timer",
     "mnt-echoes_data.mount",
     "nginx.service",
 ];
 
 /// Ours that run a program.
-const SERVICES: [&str; 7] = [
+const SERVICES: [&str; 8] = [
     "mlflow.service",
     "tensorboard.service",
     "dashboard.service",
@@ -36,6 +37,7 @@ const SERVICES: [&str; 7] = [
     "echoes-auth.service",
     "echoes-data.service",
     "echoes-renew.service",
+    "echoes-alert.service",
 ];
 
 /// What a change of the domain changes, in /etc: the names that nginx answers to, and those that MLflow believes.

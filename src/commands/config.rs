@@ -80,6 +80,9 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
             if config.mlflow.backend.as_str() != "sqlite" {
                 config.mlflow.backend = "postgresql://(hidden)".parse()?;
             }
+            if !config.tls.webhook.as_str().is_empty() {
+                config.tls.webhook = "https://(hidden)".parse()?;
+            }
             ui.out(toml::to_string_pretty(&config)?.trim_end());
         }
         Command::Check => {

@@ -1,10 +1,12 @@
 //! `install`: look, decide, note, do; then prove that every route answers.
 
-use super::{config::Settings, machine_in, need_root};
+use super::{config::Settings, machine_in, need_root, renew};
 use crate::{
     config::{self, Setting},
     host::Host,
     hq::{
+        certificate::{Standing, stands},
+        issuance::{Call, End, Ticket, cure},
         plan::{Done, Sweep, Take, Work, look, refuse_foreign},
         probe, python,
         receipt::{Book, Entry},
@@ -13,8 +15,8 @@ use crate::{
         survey::Survey,
         users,
     },
-    tls::internal::Authority,
-    ui::Ui,
+    tls::{internal::Authority, renewal::Waiting},
+    ui::{Ui, moment},
 };
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,9 @@ pub struct Args {
     /// The name under which people reach the headquarters (the setting `domain`)
     #[arg(long, value_name = "DOMAIN")]
     domain: Option<String>,
+    /// Whom the certificate authority may write to (the setting `tls.email`)
+    #[arg(long, value_name = "ADDRESS")]
+    email: Option<String>,
     /// Install into a directory that holds a machine's files instead of this machine
     #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
     root: PathBuf,
@@ -46,10 +51,14 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     if let Some(domain) = &args.domain {
         set.push(Setting::new("domain", &format!("{:?}", domain))?);
     }
+    if let Some(email) = &args.email {
+        set.push(Setting::new("tls.email", &format!("{email:?}"))?);
+    }
     let settings = Settings { config: settings.config.clone(), set };
     let config = settings.read(&host)?;
     let book = Book::open(&host)?;
     let survey = Survey::new(&host, config, &args.service, &book.receipt())?;
+    survey.check_files(&host)?;
     let wanted = survey.blueprint()?;
     let seen = look(&host, &wanted, &book.receipt())?;
     // What would stop us later stops us before anything is done.
@@ -60,8 +69,43 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     }
     survey.warnings.iter().for_each(|warning| ui.warn(warning));
     remember(&host, &settings, &survey, &book)?;
-    let done = carry_out(&host, survey, (wanted, seen), &take(&args.take), &book, ui)?;
-    report(&host, &done, &settings, &book, ui)
+    let (done, survey) = carry_out(&host, survey, (wanted, seen), &take(&args.take), &book, ui)?;
+    let ends = certificates(&host, &survey, &book, ui);
+    report(&host, &done, &settings, &book, &ends, ui)
+}
+
+/// The headquarters is up, with our own authority's certificates where it has no others. What an ACME authority does
+/// or leaves undone changes nothing about that: it is said, and tried again by the timer.
+fn certificates(host: &Host, survey: &Survey, book: &Book, ui: &Ui) -> Vec<(Ticket, End)> {
+    let ends = renew::issue(host, survey, &|_| true, Call::Due, book, ui);
+    let ends = ends.unwrap_or_else(|e| {
+        ui.warn(format_args!("no certificates could be asked for: {e:#}"));
+        Vec::new()
+    });
+    for (ticket, end) in &ends {
+        match end {
+            End::Issued { notes } => {
+                notes.iter().for_each(|note| ui.warn(format_args!("{}: {note}", ticket.id)))
+            }
+            End::Waits { why: Waiting::NotDue(_), .. } => {}
+            End::Waits { until, why } => {
+                ui.warn(format_args!(
+                    "no certificate for {} yet: {why}; next at {}",
+                    ticket.id,
+                    moment(*until)
+                ));
+            }
+            End::Failed { failure, links, class, again } => {
+                ui.warn(format_args!("no certificate for {} yet: {failure}", ticket.id));
+                links.iter().for_each(|link| ui.say(format_args!("  the authority names {link}")));
+                if let Some(cure) = cure(*class, &survey.config) {
+                    ui.say(format_args!("  try: {cure}"));
+                }
+                ui.say(format_args!("  it is tried again by itself from {} on", moment(*again)));
+            }
+        }
+    }
+    ends
 }
 
 /// Settings of the command line go to the settings file: the next `validate`, and the renewal at night, must see
@@ -104,7 +148,7 @@ fn carry_out(
     take: &Take,
     book: &Book,
     ui: &Ui,
-) -> Result<Done> {
+) -> Result<(Done, Survey)> {
     let is_ground = |resource: &Resource| match resource {
         Resource::Packages { .. } => true,
         Resource::Env(lock) => **lock == python::SERVICES,
@@ -130,10 +174,17 @@ fn carry_out(
         // made them may have been killed before it came here.
         python::sweep(host)?;
     }
-    Ok(done)
+    Ok((done, survey))
 }
 
-fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<u8> {
+fn report(
+    host: &Host,
+    done: &Done,
+    settings: &Settings,
+    book: &Book,
+    ends: &[(Ticket, End)],
+    ui: &Ui,
+) -> Result<u8> {
     for (undo, why) in &done.stays {
         ui.warn(format_args!("stays: {undo}: {why}"));
     }
@@ -144,10 +195,11 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
             path.display()
         ));
     }
-    if done.changes == 0 {
+    let came = ends.iter().filter(|(_, end)| matches!(end, End::Issued { .. })).count();
+    if done.changes + came == 0 {
         ui.say("nothing to change");
     } else if host.is_live() {
-        addresses(host, done, settings, book, ui)?;
+        addresses(host, done.changes + came, settings, book, ui)?;
     } else {
         ui.say(format_args!(
             "{} changes; `echoes-appliance install` on the running machine does the rest",
@@ -163,13 +215,17 @@ fn report(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -
     Ok(0)
 }
 
-fn addresses(host: &Host, done: &Done, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
+fn addresses(host: &Host, changes: usize, settings: &Settings, book: &Book, ui: &Ui) -> Result<()> {
     let config = settings.read(host)?;
-    ui.say(format_args!("\n{} changes. The headquarters is up:\n", done.changes));
+    ui.say(format_args!("\n{changes} changes. The headquarters is up:\n"));
+    let mut ours = false;
     for service in book.receipt().installed() {
         ui.out(format_args!("  {:<12} {}", service.name(), service.url(&config)));
+        ours |= stands(host, &service.host(&config))? == Standing::Ours;
     }
-    if let Some((_, authority)) = Authority::read(host)? {
+    if let Some((_, authority)) = Authority::read(host)?
+        && ours
+    {
         ui.say(
             "\nThe certificates are of our own authority; `echoes-appliance ca export` says how to trust it.",
         );

@@ -12,6 +12,7 @@ use crate::{
         receipt::Receipt,
         service::Service,
     },
+    tls::renewal::{Health, health},
     ui::{Ui, table},
 };
 use anyhow::Result;
@@ -43,6 +44,8 @@ struct ServiceStatus {
     uptime: Option<u64>,
     url: String,
     certificate_days_left: Option<i64>,
+    /// "good"; "warning" with less than a quarter of its life left, "bad" with less than a tenth.
+    certificate_health: Option<&'static str>,
     last_error: Option<String>,
 }
 
@@ -93,6 +96,7 @@ fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known:
         let up: f64 = boot.split(' ').next()?.parse().ok()?;
         Some((up as u64).saturating_sub(since / 1_000_000))
     });
+    let certificate = probe::on_disk(host, &service.host(config)).ok();
     ServiceStatus {
         name: service.name(),
         state: if known { facts.active.clone() } else { "not installed".into() },
@@ -101,9 +105,14 @@ fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known:
         memory: number("MemoryCurrent").filter(|n| *n < u64::MAX / 2 && facts.active == "active"),
         uptime,
         url: service.url(config),
-        certificate_days_left: probe::on_disk(host, &service.host(config))
-            .ok()
-            .map(|cert| probe::days_left(&cert)),
+        certificate_days_left: certificate.as_ref().map(probe::days_left),
+        certificate_health: certificate.map(|cert| {
+            match health(time::OffsetDateTime::now_utc(), cert.not_before, cert.not_after) {
+                Health::Good => "good",
+                Health::Warn => "warning",
+                Health::Bad => "bad",
+            }
+        }),
         last_error: last_error(host, &service.unit()).filter(|_| known),
     }
 }
@@ -141,7 +150,11 @@ fn words(status: &Status) -> String {
             service.version.clone().unwrap_or_else(dash),
             service.memory.map_or_else(dash, size_words),
             service.uptime.map_or_else(dash, ago),
-            service.certificate_days_left.map_or_else(dash, |days| format!("{days} days")),
+            service.certificate_days_left.map_or_else(dash, |days| match service.certificate_health {
+                Some("warning") => format!("{days} days: soon"),
+                Some("bad") => format!("{days} days: too few"),
+                _ => format!("{days} days"),
+            }),
             service.url.clone(),
         ]);
         if let Some(error) = &service.last_error {

@@ -2,6 +2,7 @@
 //! machine gives the same blueprint.
 
 use super::{
+    certificate::Source,
     disk, docs,
     machine::{Machine, UNPACKAGED},
     mlflow, nginx, python,
@@ -10,7 +11,7 @@ use super::{
     store::Store,
 };
 use crate::{
-    config::{Config, UnixPath},
+    config::{Config, Signer, UnixPath},
     tls,
 };
 use anyhow::{Context as _, Result};
@@ -69,6 +70,8 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/echoes-data.service"),
     template!("systemd/system/echoes-renew.service"),
     template!("systemd/system/echoes-renew.timer"),
+    template!("systemd/system/echoes-renew-boot.timer"),
+    template!("systemd/system/echoes-alert.service"),
     template!("nginx/conf.d/echoes.conf"),
     template!("nginx/snippets/echoes-auth.conf"),
     template!("nginx/snippets/echoes-proxy.conf"),
@@ -199,9 +202,17 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         }));
     }
 
-    all.extend(services.iter().map(|service| Resource::Certificate {
-        host: service.host(config),
-        domain: config.domain.to_string(),
+    all.extend(services.iter().map(|service| {
+        let domain = config.domain.to_string();
+        let source = match config.signer() {
+            Signer::Internal => Source::Internal(domain),
+            Signer::Acme => Source::Acme(domain),
+            Signer::Files => Source::Files(
+                config.tls.cert_file.to_path().unwrap_or_default(),
+                config.tls.key_file.to_path().unwrap_or_default(),
+            ),
+        };
+        Resource::Certificate { host: service.host(config), source }
     }));
     if guarded {
         all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
@@ -220,7 +231,11 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         all.extend(draw.unit(&service.unit(), &reads, with)?);
     }
     all.push(draw.file("systemd/system/echoes-renew.service")?);
-    all.extend(draw.unit("echoes-renew.timer", &[etc("systemd/system/echoes-renew.service")], "")?);
+    all.push(draw.file("systemd/system/echoes-alert.service")?);
+    for timer in ["echoes-renew.timer", "echoes-renew-boot.timer"] {
+        let reads = ["echoes-renew.service", "echoes-alert.service"];
+        all.extend(draw.unit(timer, &reads.map(|name| etc("systemd/system").join(name)), "")?);
+    }
     all.extend(web(&draw, site, guarded)?);
     Ok(all)
 }

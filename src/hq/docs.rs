@@ -33,6 +33,7 @@ const PAGES: &[(&str, &str)] = handbook![
     "docs/commands.md",
     "docs/data-disk.md",
     "docs/access.md",
+    "docs/certificates.md",
     "docs/troubleshooting.md",
     "docs/handbook.css",
     "docs/handbook.js",

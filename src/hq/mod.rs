@@ -10,6 +10,7 @@ pub mod docs;
 pub mod env;
 pub mod eyes;
 pub mod htpasswd;
+pub mod issuance;
 pub mod machine;
 pub mod mlflow;
 pub mod nginx;

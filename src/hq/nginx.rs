@@ -93,6 +93,15 @@ pub fn transaction(
     Ok(stays)
 }
 
+/// Take in what lies outside nginx's own tree (certificates), and prove it. A running nginx that refuses it keeps
+/// what it has; putting that back on disk is the caller's matter.
+pub fn take_in(host: &Host, unit: &Unit, book: &Book, proof: &dyn Fn() -> Result<()>) -> Result<()> {
+    let loading = unit.loading(host)?;
+    load(host, Some(unit))?;
+    proof()?;
+    book.note(Entry::Loaded { what: unit.name.clone(), hash: loading })
+}
+
 fn summary(changes: &[Change]) -> String {
     match changes {
         [Change::Make(Resource::Unit(_), why)] => why.clone(),

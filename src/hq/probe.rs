@@ -3,6 +3,7 @@
 
 use super::{
     blueprint::HTPASSWD,
+    certificate::{self, Standing},
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
     nginx, python, scalar,
@@ -10,10 +11,15 @@ use super::{
     users,
 };
 use crate::{
-    config::Config,
+    config::{Config, Signer},
     host::{Cmd, Host},
     patience::Patience,
-    tls::{self, internal::Authority, store},
+    tls::{
+        self,
+        internal::Authority,
+        renewal::{self, Health},
+        store,
+    },
     ui::told,
     web::{
         block_on,
@@ -25,7 +31,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
-    net::Ipv4Addr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -79,7 +84,12 @@ const OF_SERVICES: &[(&str, &[Service], Ask, &str)] = &[
         password,
         "`echoes-appliance install` writes nginx's files again; `logs auth`",
     ),
-    ("certificate", &Service::ALL, certificate, "`systemctl reload nginx`; then `echoes-appliance renew`"),
+    (
+        "certificate",
+        &Service::ALL,
+        certificate,
+        "`echoes-appliance cert status` says what is known; then `cert renew`",
+    ),
     ("unit", &Service::ALL, unit, "`echoes-appliance logs SERVICE`, then `restart SERVICE`"),
     ("run", &[Service::Mlflow], mlflow_run, "`echoes-appliance logs mlflow`"),
     ("blocked", &[Service::Mlflow], mlflow_blocked, "`echoes-appliance install` writes nginx's files again"),
@@ -91,8 +101,7 @@ const OF_SERVICES: &[(&str, &[Service], Ask, &str)] = &[
 impl<'a> Scene<'a> {
     pub fn new(host: &'a Host, config: &'a Config, services: &'a BTreeSet<Service>) -> Result<Self> {
         let names: Vec<String> = services.iter().map(|service| service.host(config)).collect();
-        let ca = Authority::read(host)?.map(|(pem, _)| pem);
-        let client = Client::through_nginx(&names, ca.as_deref())?;
+        let client = Client::through_nginx(&names, &vouching(host, &names)?)?;
         Ok(Self { host, config, services, client, visitor: None })
     }
 
@@ -226,6 +235,7 @@ pub fn routes(host: &Host, config: &Config, services: &BTreeSet<Service>) -> Res
 fn row(id: &str, answer: Result<String>, fix: &str) -> Row {
     let verdict = match answer {
         Ok(found) => Verdict::Good { found },
+        Err(e) if e.is::<Mild>() => Verdict::Warning { cause: format!("{e:#}"), fix: fix.into() },
         Err(e) => {
             let (causes, hint) = told(&e);
             Verdict::Bad { cause: causes.join(": "), fix: hint.unwrap_or(fix).into() }
@@ -266,18 +276,59 @@ fn password(scene: &Scene, service: Service) -> Result<String> {
 fn certificate(scene: &Scene, service: Service) -> Result<String> {
     let name = service.host(scene.config);
     let file = on_disk(scene.host, &name)?;
-    let served = tls::served((Ipv4Addr::LOCALHOST, 443).into(), &name, Duration::from_secs(5))?;
-    ensure!(
-        served.is(&file),
-        "nginx serves another certificate than the one in {}",
-        store::paths(&name).0.display()
-    );
-    let (ca, _) = Authority::read(scene.host)?.context("there is no authority")?;
-    tls::trusted(&served.chain, &name, &ca, time::OffsetDateTime::now_utc())
-        .context("a client that trusts our authority would refuse it")?;
-    let left = days_left(&file);
-    ensure!(left > 0, "it ended {} days ago", -left);
-    Ok(format!("served as on disk, {left} days left"))
+    let now = time::OffsetDateTime::now_utc();
+    let mut chain = Vec::new();
+    for at in tls::doors(scene.host)? {
+        let served = tls::served(at, &name, Duration::from_secs(5))?;
+        ensure!(
+            served.is(&file),
+            "nginx at {at} serves another certificate than the one in {}",
+            store::paths(&name).0.display()
+        );
+        chain = served.chain;
+    }
+    tls::trusted(&chain, &name, &vouching(scene.host, std::slice::from_ref(&name))?, now)
+        .context("a client that trusts its authority would refuse it")?;
+    let left = (file.not_after - now).whole_days();
+    ensure!(now < file.not_after, "it ended {} days ago", -left);
+    let found = format!("served as on disk, {left} days left");
+    match renewal::health(now, file.not_before, file.not_after) {
+        Health::Good => {}
+        Health::Warn => bail!(Mild(format!("{found}, which is less than a quarter of its life"))),
+        Health::Bad => bail!("{found}, which is less than a tenth of its life"),
+    }
+    let ours = certificate::stands(scene.host, &name)? == Standing::Ours;
+    if ours && scene.config.signer() == Signer::Acme {
+        bail!(Mild(format!("{found}, of our own authority: the one of the settings has not issued one yet")));
+    }
+    Ok(found)
+}
+
+/// Things work, but somebody should know.
+#[derive(Debug)]
+struct Mild(String);
+
+impl std::fmt::Display for Mild {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mild {}
+
+/// Who vouches for what nginx is told to serve, PEM: our own authority, and whoever stands at the end of each other
+/// chain. Whether browsers trust those as well is a question of its own.
+fn vouching(host: &Host, names: &[String]) -> Result<String> {
+    let mut all = Authority::read(host)?.map(|(pem, _)| pem).unwrap_or_default();
+    for name in names {
+        if let Some(current) = store::current(host, name)?
+            && let Some(at) = current.pair.chain.rfind("-----BEGIN")
+            && !tls::internal::is_ours(host, &current.pair.chain)?
+        {
+            all.push_str(&current.pair.chain[at..]);
+        }
+    }
+    Ok(all)
 }
 
 /// What is said by the certificate that nginx is told to serve for a host.
@@ -447,7 +498,7 @@ fn redirect(scene: &Scene) -> Result<String> {
 }
 
 fn unknown_name(_: &Scene) -> Result<String> {
-    let client = Client::through_nginx(&["unknown.invalid".into()], None)?;
+    let client = Client::through_nginx(&["unknown.invalid".into()], "")?;
     let answer = block_on(client.ask("GET", "http://unknown.invalid/", None, None));
     ensure!(answer.is_err(), "a name that is not ours was answered");
     Ok("names that are not ours get no answer".into())

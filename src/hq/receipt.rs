@@ -3,7 +3,10 @@
 //! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
 
 use super::service::Service;
-use crate::{host::Host, journal::Journal};
+use crate::{
+    host::{Busy, Host},
+    journal::Journal,
+};
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -215,8 +218,17 @@ struct Line {
 }
 
 impl Book {
+    /// Waits a little for another of ours: the timer's look at the certificates is over in a second.
     pub fn open(host: &Host) -> Result<Self> {
-        let (journal, lines) = Journal::open(host, Path::new(PATH))?;
+        let mut opened = Journal::open(host, Path::new(PATH));
+        for _ in 0..50 {
+            if !opened.as_ref().is_err_and(|e| e.is::<Busy>()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            opened = Journal::open(host, Path::new(PATH));
+        }
+        let (journal, lines) = opened?;
         Ok(Self(Mutex::new(Pages { receipt: Arc::new(fold(lines)?), journal })))
     }
 

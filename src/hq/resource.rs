@@ -73,10 +73,10 @@ pub enum Resource {
     Bytecode(&'static python::Lock),
     /// A file store that a team had before.
     Store(super::store::Store),
-    /// The certificate of one host name, by our own authority for the domain.
+    /// The certificate of one host name.
     Certificate {
         host: String,
-        domain: String,
+        source: certificate::Source,
     },
     /// A password file with at least one user in it.
     FirstUser {
@@ -234,7 +234,7 @@ impl Resource {
             Self::Env(lock) => env::look(host, lock),
             Self::Bytecode(lock) if python::is_compiled(host, lock)? => Ok(Seen::Right),
             Self::Bytecode(_) => wrong("not compiled"),
-            Self::Certificate { host: name, domain } => certificate::look(host, domain, name),
+            Self::Certificate { host: name, source } => certificate::look(host, source, name),
             Self::FirstUser { path, .. } => super::users::look(host, path),
             Self::Store(store) => store.look(host),
             Self::Site(site) => site.look(host, receipt),
@@ -291,7 +291,7 @@ impl Resource {
             }
             Self::Env(lock) => env::make(host, lock, book, step),
             Self::Bytecode(lock) => python::compile(host, lock, &mut |line| step.detail(line)),
-            Self::Certificate { host: name, domain } => certificate::make(host, domain, name, book),
+            Self::Certificate { host: name, source } => certificate::make(host, source, name, book),
             Self::FirstUser { path, user } => super::users::make_first(host, path, user, book),
             Self::Store(store) => store.make(host, book, step),
             Self::Site(site) => site.make(host, book, step),
@@ -318,7 +318,7 @@ impl Resource {
             Self::Env(lock) => env::owns(lock),
             // An environment is what its marker says once it is compiled.
             Self::Bytecode(lock) => vec![python::marker_of(lock)],
-            Self::Certificate { host, .. } => certificate::owns(host),
+            Self::Certificate { host, source } => certificate::owns(source, host),
             Self::FirstUser { path, .. } => vec![path.clone()],
             Self::Store(store) => store.owns(),
             Self::Site(site) => site.owns(),

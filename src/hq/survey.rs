@@ -4,6 +4,7 @@
 use super::{
     apt,
     blueprint::{DataDisk, Site, blueprint},
+    certificate,
     disk::{self, Decision},
     machine::Machine,
     nginx,
@@ -12,16 +13,18 @@ use super::{
     service::{Service, choose},
 };
 use crate::{
-    config::Config,
+    config::{Config, Signer},
     host::{Cmd, Host, Kind},
+    tls::store,
     ui::Try as _,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use std::{
     collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
 };
+use time::OffsetDateTime;
 
 pub struct Survey {
     pub config: Config,
@@ -54,6 +57,24 @@ impl Survey {
         }
         let machine = Machine::look(host)?;
         Ok(Self { machine, config, services, disk: None, warnings: Vec::new() })
+    }
+
+    /// Whether the team's own pair, where one is set, holds for every name: before anything is done.
+    pub fn check_files(&self, host: &Host) -> Result<()> {
+        let tls = &self.config.tls;
+        let (Signer::Files, Some(chain), Some(key)) =
+            (self.config.signer(), tls.cert_file.to_path(), tls.key_file.to_path())
+        else {
+            return Ok(());
+        };
+        let pair = certificate::brought(host, &chain, &key)?;
+        for service in &self.services {
+            let name = service.host(&self.config);
+            store::check(&pair, &name, OffsetDateTime::now_utc())
+                .with_context(|| format!("checking {} and {} for {name}", chain.display(), key.display()))
+                .or_try("put a certificate there that holds for every name, with its chain and its key")?;
+        }
+        Ok(())
     }
 
     /// The same, after packages came that the drawing depends on.

@@ -237,10 +237,22 @@ impl Authority {
 
     /// Whether this authority signed the first certificate of a chain.
     pub fn signed(&self, chain: &str) -> Result<bool> {
-        let (ca, certs) = (store::ders(&self.pem)?, store::ders(chain)?);
-        let (Some(ca), Some(cert)) = (ca.first(), certs.first()) else { return Ok(false) };
-        let ((_, ca), (_, cert)) = (parse_x509_certificate(ca)?, parse_x509_certificate(cert)?);
-        Ok(cert.issuer() == ca.subject() && cert.verify_signature(Some(ca.public_key())).is_ok())
+        signed(&self.pem, chain)
+    }
+}
+
+fn signed(ca: &str, chain: &str) -> Result<bool> {
+    let (ca, certs) = (store::ders(ca)?, store::ders(chain)?);
+    let (Some(ca), Some(cert)) = (ca.first(), certs.first()) else { return Ok(false) };
+    let ((_, ca), (_, cert)) = (parse_x509_certificate(ca)?, parse_x509_certificate(cert)?);
+    Ok(cert.issuer() == ca.subject() && cert.verify_signature(Some(ca.public_key())).is_ok())
+}
+
+/// Whether the authority on this machine, whatever its age, signed the first certificate of a chain.
+pub fn is_ours(host: &Host, chain: &str) -> Result<bool> {
+    match host.read_text(&ca_crt())? {
+        Some(ca) => signed(&ca, chain),
+        None => Ok(false),
     }
 }
 

@@ -1,11 +1,12 @@
 //! Certificates: kept for each host by whoever signs them, and proven to be the ones that are served.
 //!
-//! `store` keeps pairs, `internal` signs them, `renewal` says when a public authority is asked to, `trust`
-//! tells people how to believe them. What is here brings them together; a second signer needs nothing of
-//! `store` but `install`.
+//! `store` keeps pairs, `internal` signs them, `acme` asks another authority to, `renewal` says when, `trust` tells
+//! people how to believe them. What is here brings them together; a signer needs nothing of `store` but `install`.
 
+pub mod acme;
+mod dns;
 pub mod internal;
-#[allow(dead_code)] // Wired by the ACME client.
+pub mod preflight;
 pub mod renewal;
 pub mod store;
 pub mod trust;
@@ -22,11 +23,11 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     sync::{Arc, Mutex},
     time::Duration,
 };
-use store::Facts;
+use store::{Facts, Trust};
 use time::OffsetDateTime;
 
 /// Whether what is in use for a host must be replaced.
@@ -54,8 +55,18 @@ pub fn keep(
 ) -> Result<Option<Why>> {
     let Due::Renew(why) = due(host, ca, host_name, now)? else { return Ok(None) };
     let pair = ca.sign(&[host_name.to_owned()], now)?;
-    store::install(host, host_name, &pair, now)?;
+    store::install(host, host_name, &pair, Trust::Private, now)?;
     Ok(Some(why))
+}
+
+/// Where a visitor of this machine is answered: over IPv4, and over IPv6 where the machine has that.
+pub fn doors(host: &crate::host::Host) -> Result<Vec<SocketAddr>> {
+    let mut doors = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 443))];
+    let addresses = host.read_text(std::path::Path::new("/proc/net/if_inet6"))?.unwrap_or_default();
+    if addresses.lines().any(|line| line.starts_with("00000000000000000000000000000001 ")) {
+        doors.push(SocketAddr::from((Ipv6Addr::LOCALHOST, 443)));
+    }
+    Ok(doors)
 }
 
 /// What a server showed, itself first.
@@ -111,9 +122,8 @@ pub fn trusted(
     now: OffsetDateTime,
 ) -> Result<()> {
     let mut roots = RootCertStore::empty();
-    for root in store::ders(ca_pem)? {
-        roots.add(root)?;
-    }
+    // In a machine's list there may be some that rustls cannot read: they vouch for nobody.
+    let (_, _) = roots.add_parsable_certificates(store::ders(ca_pem)?);
     let Some((leaf, rest)) = chain.split_first() else { bail!("there is no certificate") };
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
@@ -121,6 +131,16 @@ pub fn trusted(
     let name = ServerName::try_from(host_name)?;
     verifier.verify_server_cert(leaf, rest, &name, &[], UnixTime::since_unix_epoch(since))?;
     Ok(())
+}
+
+/// Whether browsers believe this chain (PEM) as it is: this machine's own list of authorities stands for theirs. Our
+/// own authority does not count, whoever has been told to trust it.
+pub fn trust(host: &crate::host::Host, chain: &str, host_name: &str, now: OffsetDateTime) -> Result<Trust> {
+    const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+    let bundle = host.read_text(std::path::Path::new(BUNDLE))?.unwrap_or_default();
+    let public =
+        !internal::is_ours(host, chain)? && trusted(&store::ders(chain)?, host_name, &bundle, now).is_ok();
+    Ok(if public { Trust::Public } else { Trust::Private })
 }
 
 /// Believes every certificate and remembers it; a signature it does check.

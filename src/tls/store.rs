@@ -15,12 +15,17 @@ use std::{
     path::{Path, PathBuf},
 };
 use time::OffsetDateTime;
-use x509_parser::{extensions::GeneralName, parse_x509_certificate};
+use x509_parser::{error::X509Error, extensions::GeneralName, parse_x509_certificate, public_key::PublicKey};
 
 /// Where everything of this module lives.
 pub const DIR: &str = "/var/lib/echoes-appliance/tls";
 const CHAIN: &str = "fullchain.pem";
 const KEY: &str = "key.pem";
+/// What nginx adds to a site whose certificate is publicly trusted; it goes into use, and out of it, with the pair.
+const HSTS: &str = "hsts.conf";
+/// Half a year: whoever has read this header cannot be reached without a trusted certificate for so long. Names under
+/// ours are not ours to promise for.
+const HSTS_TEXT: &str = "add_header Strict-Transport-Security \"max-age=15552000\" always;\n";
 /// How many generations are kept: the one in use, the one before, and one more to compare with.
 const KEPT: usize = 3;
 
@@ -130,15 +135,26 @@ pub fn check(pair: &Pair, host_name: &str, now: OffsetDateTime) -> Result<Facts>
     ensure!(now < facts.not_after, "the certificate ended at {}", facts.not_after);
     let chain = ders(&pair.chain)?;
     for links in chain.windows(2) {
-        let (one, next) = (der_facts(&links[0])?, der_facts(&links[1])?);
-        ensure!(
-            one.issuer == next.subject,
-            "{} is followed by {}, which did not sign it",
-            one.subject,
-            next.subject
-        );
+        let ((_, one), (_, next)) = (parse_x509_certificate(&links[0])?, parse_x509_certificate(&links[1])?);
+        let signed = one.issuer() == next.subject()
+            && !matches!(
+                one.verify_signature(Some(next.public_key())),
+                Err(X509Error::SignatureVerificationError)
+            );
+        ensure!(signed, "{} is followed by {}, which did not sign it", one.subject(), next.subject());
     }
     Ok(facts)
+}
+
+/// What kind of key a certificate is for: `P-256`, `RSA-2048`.
+pub fn key_kind(pem: &str) -> Result<String> {
+    let ders = ders(pem)?;
+    let (_, cert) = parse_x509_certificate(ders.first().context("there is no certificate in it")?)?;
+    Ok(match cert.public_key().parsed()? {
+        PublicKey::EC(point) => format!("P-{}", point.key_size()),
+        PublicKey::RSA(key) => format!("RSA-{}", key.key_size()),
+        _ => "another".into(),
+    })
 }
 
 /// The pair in use; `None` when there is none, or the link leads to nothing whole.
@@ -163,13 +179,26 @@ pub fn generations(host: &Host, host_name: &str) -> Result<Vec<u32>> {
 
 /// Put a pair in use for a host: checked, written as a new generation, then the link renamed. Stopped anywhere,
 /// the host has the old pair or the new one. Says which generation it became.
-pub fn install(host: &Host, host_name: &str, pair: &Pair, now: OffsetDateTime) -> Result<u32> {
+pub fn install(host: &Host, host_name: &str, pair: &Pair, trust: Trust, now: OffsetDateTime) -> Result<u32> {
     let doing = || format!("putting a new certificate in use for {host_name}");
     named(host_name)?;
     check(pair, host_name, now).with_context(doing)?;
-    let (generation, steps) = steps(host, host_name, pair)?;
+    let (generation, steps) = steps(host, host_name, pair, trust)?;
     steps.iter().try_for_each(|step| step.make(host)).with_context(doing)?;
     Ok(generation)
+}
+
+/// Put an older generation in use again, as it was.
+pub fn put_back(host: &Host, host_name: &str, generation: u32) -> Result<()> {
+    host.link(&named(host_name)?.join("current"), Path::new(&generation.to_string()))
+}
+
+/// Whether browsers believe it as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    Public,
+    /// By those who were told to.
+    Private,
 }
 
 enum Step {
@@ -189,7 +218,7 @@ impl Step {
 }
 
 /// What installing a pair amounts to, in order.
-fn steps(host: &Host, host_name: &str, pair: &Pair) -> Result<(u32, Vec<Step>)> {
+fn steps(host: &Host, host_name: &str, pair: &Pair, trust: Trust) -> Result<(u32, Vec<Step>)> {
     let dir = dir(host_name);
     let old = generations(host, host_name)?;
     // Never a number that was used before: what is half-made there may have any contents.
@@ -198,9 +227,12 @@ fn steps(host: &Host, host_name: &str, pair: &Pair) -> Result<(u32, Vec<Step>)> 
     let mut steps = vec![
         Step::Write { path: at.join(KEY), mode: 0o600, text: pair.key.clone() },
         Step::Write { path: at.join(CHAIN), mode: 0o644, text: pair.chain.clone() },
-        // Relative, so that the tree can be looked at from outside its root.
-        Step::Link { path: dir.join("current"), target: generation.to_string().into() },
     ];
+    if trust == Trust::Public {
+        steps.push(Step::Write { path: at.join(HSTS), mode: 0o644, text: HSTS_TEXT.into() });
+    }
+    // Relative, so that the tree can be looked at from outside its root.
+    steps.push(Step::Link { path: dir.join("current"), target: generation.to_string().into() });
     let mut whole = 1;
     for old in old.into_iter().rev() {
         let at = dir.join(old.to_string());
@@ -267,7 +299,7 @@ mod tests {
         assert_eq!(current(&host, NAME).unwrap(), None);
         for n in 1..=5 {
             let pair = pair(&ca);
-            assert_eq!(install(&host, NAME, &pair, NOW).unwrap(), n);
+            assert_eq!(install(&host, NAME, &pair, Trust::Private, NOW).unwrap(), n);
             assert_eq!(in_use(&host), Some(pair.clone()));
             let (chain, key) = paths(NAME);
             assert_eq!(host.read_text(&chain).unwrap().unwrap(), pair.chain);
@@ -291,11 +323,11 @@ mod tests {
                 let mut old = None;
                 for _ in 0..before {
                     let pair = pair(&ca);
-                    install(&host, NAME, &pair, NOW).unwrap();
+                    install(&host, NAME, &pair, Trust::Private, NOW).unwrap();
                     old = Some(pair);
                 }
                 let new = pair(&ca);
-                let (_, steps) = steps(&host, NAME, &new).unwrap();
+                let (_, steps) = steps(&host, NAME, &new, Trust::Private).unwrap();
                 steps.iter().take(stop).for_each(|step| step.make(&host).unwrap());
                 if let Some(Step::Write { path, .. }) = steps.get(stop) {
                     let torn = path.with_file_name(format!(".{}.new", path.file_name().unwrap().display()));
@@ -308,7 +340,7 @@ mod tests {
                     check(&pair, NAME, NOW).unwrap();
                 }
                 let last = pair(&ca);
-                install(&host, NAME, &last, NOW).unwrap();
+                install(&host, NAME, &last, Trust::Private, NOW).unwrap();
                 assert_eq!(in_use(&host), Some(last), "{at}");
                 let left = generations(&host, NAME).unwrap();
                 assert!(left.len() <= KEPT, "{at}: {left:?}");
@@ -327,7 +359,7 @@ mod tests {
     fn a_pair_that_would_not_work_is_refused_and_the_old_one_stays() {
         let (_dir, host, ca) = machine();
         let good = pair(&ca);
-        install(&host, NAME, &good, NOW).unwrap();
+        install(&host, NAME, &good, Trust::Private, NOW).unwrap();
         let other = pair(&ca);
         let table = [
             (Pair { key: other.key.clone(), ..good.clone() }, NOW, "not the certificate's"),
@@ -343,14 +375,30 @@ mod tests {
             (Pair { key: "garbage".into(), ..good.clone() }, NOW, "private key"),
         ];
         for (bad, now, wanted) in table {
-            let error = format!("{:#}", install(&host, NAME, &bad, now).unwrap_err());
+            let error = format!("{:#}", install(&host, NAME, &bad, Trust::Private, now).unwrap_err());
             assert!(error.contains(wanted), "{error}");
         }
         assert_eq!(generations(&host, NAME).unwrap(), [1]);
         for name in ["", "../../etc", "a/b", "A.example", ".hidden", "ca.key", "a b"] {
             assert!(current(&host, name).is_err(), "{name:?}");
-            assert!(install(&host, name, &good, NOW).is_err(), "{name:?}");
+            assert!(install(&host, name, &good, Trust::Private, NOW).is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn a_promise_of_https_comes_and_goes_with_the_certificate_it_is_for() {
+        let (_dir, host, ca) = machine();
+        install(&host, NAME, &pair(&ca), Trust::Private, NOW).unwrap();
+        let at = dir(NAME).join("current/hsts.conf");
+        assert_eq!(host.read_text(&at).unwrap(), None);
+        let public = pair(&ca);
+        install(&host, NAME, &public, Trust::Public, NOW).unwrap();
+        assert_eq!(host.read_text(&at).unwrap().unwrap(), HSTS_TEXT);
+        put_back(&host, NAME, 1).unwrap();
+        assert_eq!(host.read_text(&at).unwrap(), None);
+        assert_ne!(in_use(&host), Some(public));
+        // A later one does not take the number of what was put back.
+        assert_eq!(install(&host, NAME, &pair(&ca), Trust::Private, NOW).unwrap(), 3);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 //! a proxy.
 
 use anyhow::{Context as _, Result, ensure};
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 /// A probe's answer is a page, a small artifact, or a line of JSON.
 const MOST: usize = 8 << 20;
@@ -39,6 +42,17 @@ pub fn plain() -> Result<Client> {
     Ok(Client(builder().tls_certs_only([]).build()?))
 }
 
+/// Reaches a name at this address, whatever DNS says, without TLS, and waits no longer than this.
+pub fn at(name: &str, ip: IpAddr, patience: Duration) -> Result<Client> {
+    let client = builder().tls_certs_only([]).connect_timeout(patience).timeout(patience);
+    Ok(Client(client.resolve(name, (ip, 0).into()).build()?))
+}
+
+/// For others' services, whom this machine's authorities vouch for.
+pub fn public() -> Result<Client> {
+    Ok(Client(builder().build()?))
+}
+
 /// Whether a URL answers with a success.
 pub async fn answers(client: &Client, url: &str) -> Result<()> {
     let answer = client.ask("GET", url, None, None).await?;
@@ -47,10 +61,10 @@ pub async fn answers(client: &Client, url: &str) -> Result<()> {
 }
 
 impl Client {
-    /// Reaches these host names at this machine's own nginx, whatever DNS says, and trusts `ca` alone.
-    pub fn through_nginx(names: &[String], ca: Option<&str>) -> Result<Self> {
-        let ca = ca.map(|pem| reqwest::Certificate::from_pem(pem.as_bytes())).transpose()?;
-        let mut client = builder().tls_certs_only(ca);
+    /// Reaches these host names at this machine's own nginx, whatever DNS says, and trusts those in `roots` (PEM)
+    /// alone.
+    pub fn through_nginx(names: &[String], roots: &str) -> Result<Self> {
+        let mut client = builder().tls_certs_only(reqwest::Certificate::from_pem_bundle(roots.as_bytes())?);
         for name in names {
             // Port 0: the one in the URL.
             client = client.resolve(name, (Ipv4Addr::LOCALHOST, 0).into());

@@ -102,7 +102,7 @@ fn tell(state: &[NotifyState]) {
 }
 
 /// A lock is held for a few instructions that leave things whole; a panic elsewhere does not spoil it.
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
