@@ -3,6 +3,7 @@
 #
 # usage: tests/support/tools.sh build|demo|test
 set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 build=(gcc:gcc objdump:binutils make:make git:git python3:python3 dpkg-deb:dpkg)
 lab=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container nft:nftables ip:iproute2 losetup:mount nsenter:util-linux
@@ -42,6 +43,42 @@ if [ ${#missing[@]} != 0 ]; then
     # Ubuntu has no package of it; without it, what would look at pages says that it is skipped.
     if [ "$1" = test ] && apt-cache policy chromium | grep -q 'Candidate: [0-9]'; then missing+=(chromium); fi
     "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
+fi
+
+# Pebble and Caddy, the authorities that tests ask for certificates. Only Debian's newest has all of Pebble, and only the
+# programs are wanted: so they are unpacked beside the build, from the host's own mirror, and nothing else changes here.
+fetch_authorities() {
+    local here=$PWD/target/tools mirror apt
+    [ -x "$here/usr/bin/pebble" ] && [ -x "$here/usr/bin/caddy" ] && return
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(RELEASE) $(SITE)' |
+        awk '$1 ~ /^(bullseye|bookworm|trixie|forky|sid|stable|testing|unstable)$/ { print $2; exit }')
+    [ -n "$mirror" ] || return
+    apt=$here/apt
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/preferences.d"
+    touch "$apt/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" > "$apt/sources.list"
+    cat > "$apt/conf" << END
+Dir::Etc::sourcelist "$apt/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::Etc::preferencesparts "$apt/preferences.d";
+Dir::State::lists "$apt/lists";
+Dir::State::status "$apt/status";
+Dir::Cache "$apt/cache";
+APT::Sandbox::User "";
+END
+    (
+        cd "$here"
+        export APT_CONFIG=$apt/conf
+        apt-get --quiet=2 update
+        for name in pebble caddy; do
+            apt-get --quiet=2 download "$name" && dpkg-deb --extract "$name"_*.deb .
+        done
+    ) || echo "tools.sh: pebble or caddy cannot be fetched from here; tests that need one say so" >&2
+    rm -rf "$apt" "$here"/*.deb
+}
+if [ "$1" = test ]; then
+    fetch_authorities
 fi
 
 if ! command -v cargo > /dev/null; then
