@@ -25,8 +25,8 @@ test: ## Install what the tests need, and run all of them
 	@tests/support/tools.sh test
 	@tests/support/test.sh
 
-bench: ## Time install, no-op and change beside Ansible and pyinfra
-	@tests/support/tools.sh demo
+bench: ## Time install, no-op and change beside Ansible and pyinfra; certificates beside certbot and lego
+	@tests/support/tools.sh bench
 	@$(MAKE) --no-print-directory deb
 	@$(AS_ROOT) cargo run --quiet --release --example bench
 

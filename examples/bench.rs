@@ -1,10 +1,12 @@
-//! `make bench`: install, nothing to do and one changed file, beside the same work by Ansible and by pyinfra; and
-//! what the password check costs. Ratios of medians, taken in turns on lab machines. It judges nothing: times on a
-//! shared host are no test.
+//! `make bench`: install, nothing to do and one changed file, beside the same work by Ansible and by pyinfra; what the
+//! password check costs; and certificates of an authority, beside certbot and lego. Ratios of medians, taken in turns
+//! on lab machines. It judges nothing: times on a shared host are no test.
 
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
 
+#[path = "../tests/support/acme.rs"]
+mod acme;
 #[allow(dead_code)]
 #[path = "../tests/support/hq.rs"]
 mod hq;
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
     rows.extend(nothing_to_do(&machine, rounds)?);
     rows.extend(one_file(&machine, rounds)?);
     rows.push(password_check(&machine, rounds)?);
+    rows.extend(certificates(&machine, rounds)?);
     if cold > 0 {
         rows.extend(from_nothing(&machine, &tools, cold)?);
     }
@@ -178,6 +181,73 @@ fn password_check(machine: &Machine, rounds: usize) -> Result<Row> {
     Ok(Row { what: "MLflow through nginx: password".into(), unit: "/s", all: with, ratio })
 }
 
+/// Every name's certificate anew, from the first request to the reload of nginx, at an authority that tells nobody to
+/// wait. Each has its account, and proves every name each time. certbot's own checks of what it fetched are as many as
+/// it makes; ours looks at what nginx then serves, too.
+fn certificates(machine: &Machine, rounds: usize) -> Result<Vec<Row>> {
+    const NAMES: [&str; 4] =
+        ["mlflow.lonel.ai", "tensorboard.lonel.ai", "dashboard.lonel.ai", "docs.lonel.ai"];
+    const WEBROOT: &str = "/var/lib/echoes-appliance/acme";
+    let options = acme::Options { retry_after: 0, ..acme::Options::default() };
+    let Some(authority) = acme::Acme::start(machine, &options) else { return Ok(Vec::new()) };
+    machine.put(authority.vouching.pem.as_bytes(), "/etc/ssl/acme.pem", 0o644)?;
+    machine.ok("apt-get -qq -y install certbot lego >/dev/null && systemctl stop certbot.timer");
+    let directory = authority.directory();
+    seconds(
+        machine,
+        &format!(
+            "{OURS} --domain lonel.ai --email ops@lonel.ai --set tls.directory={directory} \
+             --set tls.ca_file=/etc/ssl/acme.pem && systemctl stop echoes-renew.timer echoes-renew-boot.timer"
+        ),
+    )?;
+    let certbot = |names: &str| {
+        format!(
+            "REQUESTS_CA_BUNDLE=/etc/ssl/acme.pem certbot certonly -q -n --agree-tos -m ops@lonel.ai --server {directory} \
+             --webroot -w {WEBROOT} --force-renewal {names}"
+        )
+    };
+    let lego = |names: &str| {
+        format!(
+            "LEGO_CA_CERTIFICATES=/etc/ssl/acme.pem lego --path /root/lego --accept-tos -m ops@lonel.ai --server {directory} \
+             --http --http.webroot {WEBROOT} {names} run"
+        )
+    };
+    let each = |one: &dyn Fn(&str) -> String| {
+        let all = NAMES.map(|name| one(&format!("-d {name}")));
+        format!("{} && systemctl reload nginx", all.join(" && "))
+    };
+    let all = NAMES.map(|name| format!("-d {name}")).join(" ");
+    let together = |one: &dyn Fn(&str) -> String| format!("{} && systemctl reload nginx", one(&all));
+    let mut table = Vec::new();
+    for (what, shared, certbot, lego) in [
+        ("four certificates", false, each(&certbot), each(&lego)),
+        ("one for four names", true, together(&certbot), together(&lego)),
+    ] {
+        seconds(machine, &format!("{OURS} --set tls.shared={shared}"))?;
+        // Each kind has its limit of our own in a week.
+        let afresh = "rm -rf /var/lib/echoes-appliance/tls/acme/schedule";
+        let ours = "echoes-appliance cert renew --force";
+        let mut times: [Vec<f64>; 3] = Default::default();
+        // Once each untimed, for their accounts.
+        for round in 0..=rounds {
+            note(&format!("{what}, {round} of {rounds}"));
+            for (n, sh) in [ours, &certbot, &lego].into_iter().enumerate() {
+                machine.ok(afresh);
+                let before = authority.issued();
+                let time = seconds(machine, sh)?;
+                let issued = authority.issued() - before;
+                ensure!(issued == if shared { 1 } else { NAMES.len() }, "{issued} were issued by: {sh}");
+                if round > 0 {
+                    times[n].push(time);
+                }
+            }
+        }
+        let [ours, certbot, lego] = times;
+        table.extend(self::rows(what, ours, vec![("certbot", certbot), ("lego", lego)]));
+    }
+    Ok(table)
+}
+
 /// Each on a machine of its own, fresh but for the package lists.
 fn from_nothing(machine: &Machine, tools: &Path, rounds: usize) -> Result<Vec<Row>> {
     let role = tools.with_extension("role.tar");
@@ -260,7 +330,9 @@ fn timed(machine: &Machine, sh: &str) -> Result<(f64, String)> {
     ensure!(out.code == 0, "`{sh}` ended in {}:\n{}\n{}", out.code, out.stdout, out.stderr);
     let (time, said) = out.stdout.split_once('\n').context("it said nothing")?;
     let time = time.parse::<f64>()? / 1e9;
-    let tool = sh.split(' ').find(|word| ["ansible", "pyinfra", "echoes-appliance"].contains(word));
+    let tool = sh
+        .split(' ')
+        .find(|word| ["ansible", "pyinfra", "certbot", "lego", "echoes-appliance"].contains(word));
     note(&format!("  {:<18} {time:>8.3} s", tool.unwrap_or("bare")));
     Ok((time, said.to_owned()))
 }

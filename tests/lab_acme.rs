@@ -374,14 +374,13 @@ fn rows(other: &str) -> Vec<Row> {
 
 /// Every file of ours is synced before anybody acts on it: so these are the steps, and a kill at each of them is a kill
 /// between every two things that are done.
-const AT_SYNC: &str = "-f -e trace=fsync -e inject=fsync:signal=KILL:when=";
-
 #[test]
 fn killed_anywhere_one_certificate_is_paid_for() {
     let story = "killed anywhere while a certificate is obtained";
     let Some((machine, acme)) = begin(story, &Options { retry_after: 0, ..Options::default() }) else {
         return;
     };
+    hq::mortal(&machine);
     // Our own certificates, under the public name, with everything else installed.
     install(&machine, &acme, "--set tls.shared=true --set tls.mode=internal");
     hq::run(&machine, 0, "install --set tls.mode=auto --set tls.directory=https://127.0.0.1:1/nobody");
@@ -395,7 +394,7 @@ fn killed_anywhere_one_certificate_is_paid_for() {
     let mut kills = 0;
     for at in 1.. {
         let signed = acme.issued();
-        let out = machine.exec(&format!("strace -q -o /dev/null {AT_SYNC}{at} echoes-appliance cert renew"));
+        let out = machine.exec(&format!("{} echoes-appliance cert renew", hq::die_at("fsync", at)));
         let killed = out.code == 137;
         assert!(killed || out.code == 0, "killed at step {at}: {}", hq::words(&out));
         assert_eq!(

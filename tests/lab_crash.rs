@@ -13,11 +13,7 @@ mod traces;
 
 use lab::{Disk, Machine, Release, differences};
 use serde_json::Value;
-use std::{
-    collections::BTreeSet,
-    process::{Command, Stdio},
-    time::Instant,
-};
+use std::{collections::BTreeSet, process::Stdio, time::Instant};
 
 /// Die at an entry, after its bytes are written and before anything is done about it. What is noted is not noted
 /// again: so each run of this does the work of one entry and no more.
@@ -44,7 +40,7 @@ fn killed_at_every_entry_of_its_journal() {
     let since = Instant::now();
     let says = |what: &str| eprintln!("{:6.1} s: {what}", since.elapsed().as_secs_f64());
     let machine = hq::fresh(Release::Bookworm, vec![Disk::blank(1024).unwrap()]);
-    preload(&machine);
+    hq::mortal(&machine);
     let before = machine.manifest().unwrap();
 
     let (kills, said) = killed_until_done(&machine, NOTED, "install");
@@ -97,16 +93,6 @@ fn killed_in_the_middle_of_a_child() {
     let data = [("/mnt/echoes_data/", "data stay")];
     let left = traces::unexplained(&differences(&before, &machine.manifest().unwrap()), &data);
     assert!(left.is_empty(), "uninstall leaves:\n{}", left.join("\n"));
-}
-
-/// Put what kills into the machine.
-fn preload(machine: &Machine) {
-    let (dir, source) =
-        (tempfile::tempdir().unwrap(), concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/die.c"));
-    let object = dir.path().join("die.so");
-    let cc = Command::new("gcc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&object).arg(source).status();
-    assert!(cc.unwrap().success(), "compiling {source}");
-    machine.push(&object, "/root/die.so", 0o755).unwrap();
 }
 
 /// MLflow makes its tables in dozens of steps. Killed between any two of them, it starts all the same; and what it has
@@ -169,8 +155,7 @@ fn killed_until_done(machine: &Machine, at: &str, command: &str) -> (u32, String
         let formatting =
             || machine.ok("tail -n 1 /var/lib/echoes-appliance/receipt.jsonl").contains("formatting");
         let when = if at == NOT_NOTED || kills > 0 && formatting() { 2 } else { 1 };
-        let out =
-            machine.exec(&format!("DIE_AT='{at} {when}' LD_PRELOAD=/root/die.so echoes-appliance {command}"));
+        let out = machine.exec(&format!("{} echoes-appliance {command}", hq::die_at(at, when)));
         match out.code {
             137 => {}
             0 => return (kills, hq::words(&out)),

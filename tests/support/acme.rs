@@ -7,7 +7,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 // Each test binary uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 #[path = "acme/proxy.rs"]
 mod proxy;

@@ -1,6 +1,7 @@
-// Preloaded, it kills its own process with SIGKILL at an entry of the receipt, whichever thread makes it:
-// DIE_AT=fdatasync N at the Nth, after its bytes are written and before anything is done about it; DIE_AT=write N
-// before they are. Children have it too, and never touch the receipt.
+// Preloaded, it kills its own process with SIGKILL at the Nth of these calls, whichever thread makes it:
+// DIE_AT="fdatasync N" at an entry of the receipt, after its bytes are written and before anything is done about it;
+// DIE_AT="write N" at an entry before they are; DIE_AT="fsync N" at any file of ours that is about to take its place.
+// Children have it too, and touch none of these.
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
@@ -8,6 +9,8 @@
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#define HOME "/var/lib/echoes-appliance/"
 
 static void die_at(const char *call, int fd) {
     static int calls;
@@ -19,7 +22,8 @@ static void die_at(const char *call, int fd) {
     ssize_t len = readlink(link, path, sizeof path - 1);
     if (len < 0) return;
     path[len] = 0;
-    if (strcmp(path, "/var/lib/echoes-appliance/receipt.jsonl") != 0) return;
+    if (strncmp(path, HOME, strlen(HOME)) != 0) return;
+    if (strcmp(call, "fsync") != 0 && strcmp(path, HOME "receipt.jsonl") != 0) return;
     if (__atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST) == n) kill(getpid(), SIGKILL);
 }
 
@@ -27,6 +31,11 @@ static void die_at(const char *call, int fd) {
 int fdatasync(int fd) {
     die_at("fdatasync", fd);
     return syscall(SYS_fdatasync, fd);
+}
+
+int fsync(int fd) {
+    die_at("fsync", fd);
+    return syscall(SYS_fsync, fd);
 }
 
 ssize_t write(int fd, const void *bytes, size_t len) {

@@ -3,7 +3,7 @@
 use crate::lab::{Disk, Layer, Machine, Options, Output, Release};
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 /// The package that `make deb` left. Its newest, as several may lie there.
 pub fn deb() -> PathBuf {
@@ -55,6 +55,21 @@ pub fn add_package(machine: &Machine) -> Result<()> {
         machine.exec("apt-get install -qq -y /root/echoes-appliance.deb && rm /root/echoes-appliance.deb");
     ensure!(out.code == 0, "installing the package: {}", out.stderr);
     Ok(())
+}
+
+/// Put what kills into a machine.
+pub fn mortal(machine: &Machine) {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/die.c");
+    let dir = tempfile::tempdir().unwrap();
+    let object = dir.path().join("die.so");
+    let cc = Command::new("gcc").args(["-shared", "-fPIC", "-O2", "-o"]).arg(&object).arg(source).status();
+    assert!(cc.unwrap().success(), "compiling {source}");
+    machine.push(&object, "/root/die.so", 0o755).unwrap();
+}
+
+/// Before a command in such a machine: that it dies at the Nth call of this kind (`die.c` says which there are).
+pub fn die_at(call: &str, nth: u32) -> String {
+    format!("DIE_AT='{call} {nth}' LD_PRELOAD=/root/die.so")
 }
 
 /// The words of both streams, for looking into.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Install what building, testing and the demo need, and nothing when it is all there.
 #
-# usage: tests/support/tools.sh build|demo|test
+# usage: tests/support/tools.sh build|demo|bench|test
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,7 +13,7 @@ test=(shellcheck:shellcheck openssl:openssl mkfs.xfs:xfsprogs sfdisk:fdisk pvcre
 
 case ${1:-} in
 build) wanted=("${build[@]}") ;;
-demo) wanted=("${build[@]}" "${lab[@]}") ;;
+demo | bench) wanted=("${build[@]}" "${lab[@]}") ;;
 test) wanted=("${build[@]}" "${lab[@]}" "${test[@]}") ;;
 *) sed -n 's/^# usage: /usage: /p' "$0" >&2 && exit 2 ;;
 esac
@@ -77,9 +77,7 @@ END
     ) || echo "tools.sh: pebble or caddy cannot be fetched from here; tests that need one say so" >&2
     rm -rf "$apt" "$here"/*.deb
 }
-if [ "$1" = test ]; then
-    fetch_authorities
-fi
+case $1 in bench | test) fetch_authorities ;; esac
 
 if ! command -v cargo > /dev/null; then
     echo "tools.sh: there is no cargo; install Rust 1.90 or later with rustup, then run this again" >&2 && exit 1
