@@ -33,13 +33,27 @@ const OF_ITS_OWN: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn killed_at_every_entry_of_its_journal() {
+fn killed_at_every_entry_on_debian_11() {
+    killed_at_every_entry(Release::Bullseye);
+}
+
+#[test]
+fn killed_at_every_entry_on_debian_12() {
+    killed_at_every_entry(Release::Bookworm);
+}
+
+#[test]
+fn killed_at_every_entry_on_debian_13() {
+    killed_at_every_entry(Release::Trixie);
+}
+
+fn killed_at_every_entry(release: Release) {
     if !hq::can_boot("killed at every entry") {
         return;
     }
     let since = Instant::now();
     let says = |what: &str| eprintln!("{:6.1} s: {what}", since.elapsed().as_secs_f64());
-    let machine = hq::fresh(Release::Bookworm, vec![Disk::blank(1024).unwrap()]);
+    let machine = hq::fresh(release, vec![Disk::blank(1024).unwrap()]);
     hq::mortal(&machine);
     let before = machine.manifest().unwrap();
 
