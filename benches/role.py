@@ -121,7 +121,10 @@ for tree in noted("built", "path"):
 written = [path for path in noted("wrote", "path") if os.path.isfile(path)]
 sources = [str(path) for path in sorted(Path("/var/lib/echoes-appliance/handbook").rglob("*")) if path.is_file()]
 dirs = {os.path.dirname(path) for path in [*secret, *written, *sources]}
-for path in sorted(d for d in dirs if d.startswith(("/var/lib/echoes-appliance", "/etc/echoes-appliance", "/var/www"))):
+ours = ("/var/lib/echoes-appliance", "/etc/echoes-appliance", "/var/www")
+# And what no package brings, like /etc/sysusers.d.
+missing = {path for entry in receipt for path in entry.get("dirs", [])}
+for path in sorted({path for path in dirs if path.startswith(ours)} | {path for path in missing if os.path.isdir(path)}):
     directory(path)
 for path in [*written, *secret, *sources]:
     put(path, loaded_by(path))
@@ -134,8 +137,10 @@ for path in noted("linked", "path"):
 task("the distribution's site", "ansible.builtin.file", {"path": "/etc/nginx/sites-enabled/default", "state": "absent"},
      py("files.link", "the distribution's site", "/etc/nginx/sites-enabled/default", present=False))
 for unit in units:
+    # A timer whose moment after the boot has passed is active and "elapsed", which pyinfra takes for stopped.
+    running = None if unit.endswith("-boot.timer") else True
     task(f"unit {unit}", "ansible.builtin.systemd_service", {"name": unit, "enabled": True, "state": "started"},
-         py("systemd.service", f"unit {unit}", unit, running=True, enabled=True))
+         py("systemd.service", f"unit {unit}", unit, running=running, enabled=True))
 
 handlers = [{"name": unit, "ansible.builtin.systemd_service":
              {"name": unit, "daemon_reload": True, "state": "reloaded" if unit == "nginx.service" else "restarted"}}

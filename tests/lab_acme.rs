@@ -81,10 +81,9 @@ fn all_signed_by(machine: &Machine, whom: &str) {
 
 #[test]
 fn from_the_first_certificate_through_renewals_and_a_reboot() {
-    let Some((mut machine, acme)) = begin("a first certificate, and its renewals", &Options::default())
-    else {
-        return;
-    };
+    let mut options = Options::default();
+    options.profiles.push(("shortlived".into(), 6 * 86400));
+    let Some((mut machine, acme)) = begin("a first certificate, and its renewals", &options) else { return };
     let clock = Clock::new();
     let said = install(&machine, &acme, "");
     clock.says("install");
@@ -114,9 +113,24 @@ fn from_the_first_certificate_through_renewals_and_a_reboot() {
         "sed -i 's/\"next\": \"[^\"]*\"/\"next\": \"2026-01-01T00:00:00Z\"/' {TLS}/acme/schedule/mlflow*"
     ));
     let before = served(&machine);
-    machine.ok("systemctl start echoes-renew.service");
+    // By the timer itself, whose moment is two hours away at most, and here a second.
+    let timer = "/run/systemd/system/echoes-renew.timer.d";
+    machine
+        .put(b"[Timer]\nOnActiveSec=1s\nRandomizedDelaySec=0\n", &format!("{timer}/now.conf"), 0o644)
+        .unwrap();
+    machine.ok("systemctl daemon-reload && systemctl restart echoes-renew.timer");
+    let since = Instant::now();
+    while acme.issued() < 5 {
+        assert!(
+            since.elapsed().as_secs() < 60,
+            "{}",
+            machine.ok("journalctl -u 'echoes-renew*' -o cat --no-pager")
+        );
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    // Waits for the one that runs.
+    machine.ok(&format!("systemctl start echoes-renew.service; rm -r {timer} && systemctl daemon-reload"));
     let after = served(&machine);
-    assert_eq!(acme.issued(), 5, "{}", machine.ok("journalctl -u echoes-renew -o cat --no-pager"));
     assert_ne!((&before[0], &before[1]), (&after[0], &after[1]), "mlflow's is new, over IPv4 and IPv6");
     assert_eq!(before[2..], after[2..], "the others were not due");
     clock.says("renewed as the authority advised");
@@ -132,8 +146,9 @@ fn from_the_first_certificate_through_renewals_and_a_reboot() {
     install(&machine, &acme, "--set tls.key_type=ecdsa-p384");
     assert_eq!((acme.issued(), acme.proxy.asked("POST", "/sign-me-up")), (9, 1));
     assert!(status(&machine).iter().all(|one| one["key"] == "P-384"), "{:#?}", status(&machine));
-    install(&machine, &acme, "--set tls.shared=true");
+    install(&machine, &acme, "--set tls.shared=true --set tls.profile=shortlived");
     assert_eq!(acme.issued(), 10, "one for all");
+    assert!(status(&machine)[0]["days_left"].as_i64().unwrap() < 7, "{:#?}", status(&machine));
     assert_eq!(status(&machine).len(), 1);
     let all: std::collections::BTreeSet<String> =
         served(&machine).iter().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
@@ -142,7 +157,7 @@ fn from_the_first_certificate_through_renewals_and_a_reboot() {
     machine.ok(&format!("rm -r {TLS}/docs.lonel.ai && systemctl start echoes-renew.service"));
     assert_eq!(acme.issued(), 10);
     all_signed_by(&machine, "private");
-    clock.says("key type and grouping changed");
+    clock.says("key type, profile and grouping changed");
 
     let said = hq::run(&machine, 0, "cert revoke lonel.ai");
     assert!(said.contains("revoking"), "{said}");
@@ -306,6 +321,9 @@ fn rows(other: &str) -> Vec<Row> {
         ),
         row("something else than a directory", vec![always("GET", "/dir", Act::Body("<html>Welcome".into()))],
             &["something else than ACME: <html>Welcome"], 0, 0),
+        row("an authority that never answers",
+            vec![always("POST", order, Act::Delay(std::time::Duration::from_secs(120)))],
+            &["did not answer within 30 s"], 0, 1),
         row("a connection that breaks at the order", vec![always("POST", order, Act::Reset)], &["/order-plz"], 0, 1),
         row("an order whose answer is lost", vec![Rule::once("POST", order, Act::ResetAfter)], &["/order-plz"], 0, 1),
         row("a finalization that fails once", vec![

@@ -13,6 +13,8 @@ use std::{
 };
 
 const NAME: &str = "echoes-lab";
+/// Of the range that nobody is given.
+const MAC: &str = "02:65:63:68:6f:01";
 
 /// The host's own address on the bridge is number 1; machines count from 2.
 pub fn v4(number: u8) -> Ipv4Addr {
@@ -81,7 +83,9 @@ pub fn leave(name: &str, number: Option<u8>) -> Result<()> {
 /// The bridge and the rules, made unless they are there.
 fn up() -> Result<()> {
     if !fs::exists(format!("/sys/class/net/{NAME}"))? {
-        run("ip", ["link", "add", NAME, "type", "bridge"])?;
+        // With an address of its own: else it takes the lowest of its ports', and whenever a machine comes or goes, the
+        // others talk to an address that nobody has any more.
+        run("ip", ["link", "add", NAME, "address", MAC, "type", "bridge"])?;
         run("ip", ["addr", "add", &format!("{}/24", v4(1)), "dev", NAME])?;
         run("ip", ["-6", "addr", "add", &format!("{}/64", v6(1)), "dev", NAME, "nodad"])?;
         run("ip", ["link", "set", NAME, "up"])?;
