@@ -22,7 +22,8 @@ const RELEASE: Release = Release::Trixie;
 /// Of the machines' Python, for which the tools are fetched on this host.
 const PYTHON: &str = "3.13";
 const TOP: &str = env!("CARGO_MANIFEST_DIR");
-const USAGE: &str = "usage: bench [--rounds N] [--cold N] [--json]";
+const USAGE: &str =
+    "usage: bench [--rounds N] [--cold N] [--only nothing|file|password|certificates|cold] [--json]";
 
 const OURS: &str = "echoes-appliance install";
 const ANSIBLE: &str = "cd /root/role && LC_ALL=C.UTF-8 PYTHONPATH=/root/tools python3 -m ansible playbook -i localhost, playbook.yml";
@@ -31,13 +32,14 @@ const PYINFRA: &str =
 const BARE: &str = "sh /root/bare.sh /root/services.txt /root/docs.txt";
 
 fn main() -> Result<()> {
-    let (mut rounds, mut cold, mut as_json) = (5, 3, false);
+    let (mut rounds, mut cold, mut only, mut as_json) = (5, 3, None, false);
     let args: Vec<_> = std::env::args().skip(1).collect();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match arg.as_str() {
             "--rounds" => rounds = rest.next().context(USAGE)?.parse()?,
             "--cold" => cold = rest.next().context(USAGE)?.parse()?,
+            "--only" => only = Some(rest.next().context(USAGE)?.as_str()),
             "--json" => as_json = true,
             _ => bail!(USAGE),
         }
@@ -53,12 +55,17 @@ fn main() -> Result<()> {
         machine.ok("python3 /root/role.py /root/role /root/services.txt /root/docs.txt").trim().parse()?;
 
     let mut rows = Vec::new();
-    rows.extend(nothing_to_do(&machine, rounds)?);
-    rows.extend(one_file(&machine, rounds)?);
-    rows.push(password_check(&machine, rounds)?);
-    rows.extend(certificates(&machine, rounds)?);
-    if cold > 0 {
-        rows.extend(from_nothing(&machine, &tools, cold)?);
+    let parts: [(&str, &dyn Fn() -> Result<Vec<Row>>); 5] = [
+        ("nothing", &|| nothing_to_do(&machine, rounds)),
+        ("file", &|| one_file(&machine, rounds)),
+        ("password", &|| Ok(vec![password_check(&machine, rounds)?])),
+        ("certificates", &|| certificates(&machine, rounds)),
+        ("cold", &|| from_nothing(&machine, &tools, cold)),
+    ];
+    for (name, part) in parts {
+        if only.is_none_or(|only| only == name) && !(name == "cold" && cold == 0) {
+            rows.extend(part()?);
+        }
     }
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
@@ -171,6 +178,7 @@ fn password_check(machine: &Machine, rounds: usize) -> Result<Row> {
         } else {
             (rate(443)?, rate(8443)?)
         };
+        note(&format!("  {asked:.0}/s with it, {open:.0}/s without"));
         ratios.push(asked / open);
         with.push(asked);
     }
