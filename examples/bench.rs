@@ -55,17 +55,21 @@ fn main() -> Result<()> {
         machine.ok("python3 /root/role.py /root/role /root/services.txt /root/docs.txt").trim().parse()?;
 
     let mut rows = Vec::new();
-    let parts: [(&str, &dyn Fn() -> Result<Vec<Row>>); 5] = [
-        ("nothing", &|| nothing_to_do(&machine, rounds)),
-        ("file", &|| one_file(&machine, rounds)),
-        ("password", &|| Ok(vec![password_check(&machine, rounds)?])),
-        ("certificates", &|| certificates(&machine, rounds)),
-        ("cold", &|| from_nothing(&machine, &tools, cold)),
-    ];
-    for (name, part) in parts {
-        if only.is_none_or(|only| only == name) && !(name == "cold" && cold == 0) {
-            rows.extend(part()?);
-        }
+    let wanted = |part: &str| only.is_none_or(|only| only == part);
+    if wanted("nothing") {
+        rows.extend(nothing_to_do(&machine, rounds)?);
+    }
+    if wanted("file") {
+        rows.extend(one_file(&machine, rounds)?);
+    }
+    if wanted("password") {
+        rows.push(password_check(&machine, rounds)?);
+    }
+    if wanted("certificates") {
+        rows.extend(certificates(&machine, rounds)?);
+    }
+    if wanted("cold") && cold > 0 {
+        rows.extend(from_nothing(&machine, &tools, cold)?);
     }
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
