@@ -209,7 +209,10 @@ fn an_authority_on_a_bad_day() {
         if acme.issued() - signed != row.issued {
             bad(format!("{} were signed", acme.issued() - signed));
         }
-        if acme.proxy.asked("POST", "/order-plz") > row.orders {
+        // Pebble now and then does not find the order of a certificate that it has just signed, and answers 500: the
+        // order is then placed again without what it replaces.
+        let forgetful = usize::from(said.contains("could not find an order for the given certificate"));
+        if acme.proxy.asked("POST", "/order-plz") > row.orders + forgetful {
             bad(format!("too much was asked: {:#?}", acme.proxy.story()));
         }
         if machine.exec("nginx -t -q && systemctl is-active nginx").code != 0 {
