@@ -13,8 +13,11 @@ use std::{
 };
 
 const NAME: &str = "echoes-lab";
-/// Of the range that nobody is given.
-const MAC: &str = "02:65:63:68:6f:01";
+/// Of the range that nobody is given. It follows from the number, as the addresses do: whoever has talked to an earlier
+/// machine of that number remembers both.
+fn mac(number: u8) -> String {
+    format!("02:65:63:68:6f:{number:02x}")
+}
 
 /// The host's own address on the bridge is number 1; machines count from 2.
 pub fn v4(number: u8) -> Ipv4Addr {
@@ -41,7 +44,8 @@ pub fn join(name: &str, number: u8) -> Result<()> {
     up()?;
     let (space, veth, mtu) = (namespace(name), veth(number), mtu()?);
     run("ip", ["netns", "add", &space])?;
-    let peer = ["peer", "name", "eth0", "mtu", &mtu, "netns", &space];
+    let mac = mac(number);
+    let peer = ["peer", "name", "eth0", "mtu", &mtu, "address", &mac, "netns", &space];
     let link = ["link", "add", &veth, "mtu", &mtu, "type", "veth"];
     run("ip", link.into_iter().chain(peer))?;
     run("ip", ["link", "set", &veth, "master", NAME, "up"])?;
@@ -85,19 +89,24 @@ fn up() -> Result<()> {
     if !fs::exists(format!("/sys/class/net/{NAME}"))? {
         // With an address of its own: else it takes the lowest of its ports', and whenever a machine comes or goes, the
         // others talk to an address that nobody has any more.
-        run("ip", ["link", "add", NAME, "address", MAC, "type", "bridge"])?;
+        run("ip", ["link", "add", NAME, "address", &mac(1), "type", "bridge"])?;
         run("ip", ["addr", "add", &format!("{}/24", v4(1)), "dev", NAME])?;
         run("ip", ["-6", "addr", "add", &format!("{}/64", v6(1)), "dev", NAME, "nodad"])?;
         run("ip", ["link", "set", NAME, "up"])?;
     }
     fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turning on ip_forward")?;
     let range = v4(0);
-    // The first line makes the second succeed whether or not the table was there.
+    // The first line makes the second succeed whether or not the table was there. Who asks for the metadata of a cloud
+    // would be told this host's.
     let mut rules = format!(
         "table inet {NAME}\ndelete table inet {NAME}\ntable inet {NAME} {{
             chain out {{
                 type nat hook postrouting priority srcnat;
                 ip saddr {range}/24 ip daddr != {range}/24 masquerade
+            }}
+            chain through {{
+                type filter hook forward priority filter;
+                ip saddr {range}/24 ip daddr 169.254.0.0/16 drop
             }}
         }}\n"
     );
