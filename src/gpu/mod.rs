@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub mod job;
+pub mod offer;
 pub mod provider;
 pub mod spec;
 pub mod target;

@@ -1,5 +1,7 @@
 //! Where machines come from: three verbs, each of which may be repeated, because after a crash each will be.
 
+pub mod azure;
+
 use super::{
     spec::{RunId, Spec},
     target::Target,
