@@ -35,7 +35,9 @@ def client(kind, version):
 resources = client(ResourceManagementClient, "2024-07-01")
 vms = client(ComputeManagementClient, "2024-07-01")
 disks = client(ComputeManagementClient, "2024-03-02")
-net = client(NetworkManagementClient, "2024-05-01")
+net = NetworkManagementClient(credential, env["AZURE_SUBSCRIPTION_ID"], **common)
+# This one takes its version with each call.
+NETWORK = {"api_version": "2024-05-01"}
 
 resources.resource_groups.create_or_update(GROUP, {"location": REGION, "tags": {"echoes-run": "sdk"}})
 ip = net.public_ip_addresses.begin_create_or_update(
@@ -46,6 +48,7 @@ ip = net.public_ip_addresses.begin_create_or_update(
         sku=network.PublicIPAddressSku(name="Standard"),
         public_ip_allocation_method="Static",
     ),
+    **NETWORK,
 ).result()
 nsg = net.network_security_groups.begin_create_or_update(
     GROUP,
@@ -66,6 +69,7 @@ nsg = net.network_security_groups.begin_create_or_update(
             )
         ],
     ),
+    **NETWORK,
 ).result()
 nic = net.network_interfaces.begin_create_or_update(
     GROUP,
@@ -81,6 +85,7 @@ nic = net.network_interfaces.begin_create_or_update(
             )
         ],
     ),
+    **NETWORK,
 ).result()
 print("address", nic.ip_configurations[0].private_ip_address, ip.ip_address)
 

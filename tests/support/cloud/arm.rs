@@ -63,10 +63,6 @@ impl World {
                 Ok(_) => paged(self.resources(ask, Some(ask.group()))),
                 Err(refused) => *refused,
             },
-            ("Resources", "GetById" | "DeleteById") => {
-                let said = format!("No registered resource provider found for '{}'.", ask.path);
-                Answer::error(404, "InvalidResourceType", said)
-            }
             ("Tags", _) => self.tags(ask, verb),
             ("Providers", "Get") => self.provider(ask, false),
             ("Providers", "Register") => self.provider(ask, true),

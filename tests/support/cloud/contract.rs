@@ -361,13 +361,17 @@ fn matches(template: &str, path: &str) -> Option<BTreeMap<String, String>> {
     let mut given: Vec<_> = path.trim_matches('/').split('/').collect();
     let mut parts = BTreeMap::new();
     // These two are whole paths of their own.
-    if let Some(name) = wanted.first().filter(|part| ["{resourceId}", "{scope}"].contains(part)) {
+    if let Some(name) = wanted.first().copied().filter(|part| ["{resourceId}", "{scope}"].contains(part)) {
         let tail = wanted.len() - 1;
         if given.len() <= tail {
             return None;
         }
         let whole = given.drain(..given.len() - tail).collect::<Vec<_>>().join("/");
         parts.insert(name.trim_matches(['{', '}']).to_owned(), format!("/{whole}"));
+        // What has no provider is no resource.
+        if name == "{resourceId}" && !whole.to_lowercase().contains("/providers/") {
+            return None;
+        }
         wanted.remove(0);
     }
     if wanted.len() != given.len() {
