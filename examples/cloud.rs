@@ -52,7 +52,8 @@ fn serve() -> Result<()> {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
         match arg.as_str() {
             "--lab" => {
-                Lab::available().map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
+                Lab::available()
+                    .map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
                 options.metal = Arc::new(LabMetal::new(Release::Bookworm, &["python3-venv"])?);
             }
             "--speed" => options.pace = Pace::Running(value()?.parse().context("reading the speed")?),

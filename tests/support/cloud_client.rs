@@ -110,7 +110,8 @@ impl Client {
     /// All of a list of the subscription's, however many pieces it comes in.
     pub async fn rows(&self, list: &str, filter: &str) -> Vec<Value> {
         let version = if list.ends_with("/skus") { "2021-07-01" } else { "2024-07-01" };
-        let mut next = Some(format!("/subscriptions/{}{list}?api-version={version}{filter}", self.subscription));
+        let mut next =
+            Some(format!("/subscriptions/{}{list}?api-version={version}{filter}", self.subscription));
         let mut rows = Vec::new();
         while let Some(at) = next {
             let told = self.get(&at).await;

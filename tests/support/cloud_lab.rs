@@ -14,9 +14,7 @@ use crate::{
     lab::{Layer, Machine, Options, Release},
 };
 use anyhow::{Context as _, Result, ensure};
-use std::{
-    collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, sync::Mutex,
-};
+use std::{collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, sync::Mutex};
 
 pub struct LabMetal {
     release: Release,
@@ -50,7 +48,8 @@ impl LabMetal {
     }
 
     fn make(&self, order: &Order) -> Result<Machine> {
-        let options = Options { name: Some(lab_name(order)), layer: Some(self.layer.clone()), ..Options::default() };
+        let options =
+            Options { name: Some(lab_name(order)), layer: Some(self.layer.clone()), ..Options::default() };
         let machine = Machine::make(self.release, options)?;
         for (path, mode, text) in seed(order) {
             let to = machine.root().join(path);

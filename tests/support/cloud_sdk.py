@@ -27,17 +27,12 @@ common = {
     "polling_interval": 0,
 }
 
-
-def client(kind, version):
-    return kind(credential, env["AZURE_SUBSCRIPTION_ID"], api_version=version, **common)
-
-
-resources = client(ResourceManagementClient, "2024-07-01")
-vms = client(ComputeManagementClient, "2024-07-01")
-disks = client(ComputeManagementClient, "2024-03-02")
-net = NetworkManagementClient(credential, env["AZURE_SUBSCRIPTION_ID"], **common)
-# This one takes its version with each call.
-NETWORK = {"api_version": "2024-05-01"}
+subscription = env["AZURE_SUBSCRIPTION_ID"]
+resources = ResourceManagementClient(credential, subscription, api_version="2024-07-01", **common)
+machines = ComputeManagementClient(credential, subscription, **common)
+net = NetworkManagementClient(credential, subscription, **common)
+# These take their version with each call.
+VM, DISK, NETWORK = ({"api_version": version} for version in ("2024-07-01", "2024-03-02", "2024-05-01"))
 
 resources.resource_groups.create_or_update(GROUP, {"location": REGION, "tags": {"echoes-run": "sdk"}})
 ip = net.public_ip_addresses.begin_create_or_update(
@@ -118,14 +113,14 @@ machine = compute.VirtualMachine(
         network_interfaces=[compute.NetworkInterfaceReference(id=nic.id, primary=True, delete_option="Delete")]
     ),
 )
-made = vms.virtual_machines.begin_create_or_update(GROUP, "vm", machine).result()
+made = machines.virtual_machines.begin_create_or_update(GROUP, "vm", machine, **VM).result()
 print("made", made.name, made.provisioning_state)
-print("listed", [vm.name for vm in vms.virtual_machines.list(GROUP)])
-print("power", [s.code for s in vms.virtual_machines.instance_view(GROUP, "vm").statuses])
-print("disks", [disk.disk_state for disk in disks.disks.list_by_resource_group(GROUP)])
+print("listed", [vm.name for vm in machines.virtual_machines.list(GROUP, **VM)])
+print("power", [s.code for s in machines.virtual_machines.instance_view(GROUP, "vm", **VM).statuses])
+print("disks", [disk.disk_state.value for disk in machines.disks.list_by_resource_group(GROUP, **DISK)])
 print("tagged", sorted(r.type for r in resources.resources.list(filter="tagName eq 'echoes-run'")))
 
-vms.virtual_machines.begin_delete(GROUP, "vm").result()
-print("left", [vm.name for vm in vms.virtual_machines.list(GROUP)])
+machines.virtual_machines.begin_delete(GROUP, "vm", **VM).result()
+print("left", [vm.name for vm in machines.virtual_machines.list(GROUP, **VM)])
 resources.resource_groups.begin_delete(GROUP).result()
 print("group", resources.resource_groups.check_existence(GROUP))

@@ -22,7 +22,9 @@ impl World {
                 // HEAD has a status and nothing else.
                 Ok(_) if verb == "CheckExistence" => Answer::empty(204),
                 Err(_) if verb == "CheckExistence" => Answer::empty(404),
-                Ok(id) => self.get(&id).map_or_else(|| Answer::missing(&id), |thing| self.shown(ask, thing.body.clone(), &id)),
+                Ok(id) => self
+                    .get(&id)
+                    .map_or_else(|| Answer::missing(&id), |thing| self.shown(ask, thing.body.clone(), &id)),
                 Err(refused) => *refused,
             },
             "List" | "ListAll" | "ListByResourceGroup" | "ListBySubscription" => {
@@ -129,12 +131,16 @@ impl World {
     fn skus(&self, ask: &Ask) -> Vec<Value> {
         let filter = ask.query("$filter").unwrap_or_default();
         let wanted = filter.strip_prefix("location eq '").and_then(|rest| rest.strip_suffix('\''));
-        let regions = self.regions.iter().filter(|region| wanted.is_none_or(|w| w.eq_ignore_ascii_case(region)));
+        let regions =
+            self.regions.iter().filter(|region| wanted.is_none_or(|w| w.eq_ignore_ascii_case(region)));
         regions.flat_map(|region| catalog::SIZES.iter().map(move |size| self.sku(size, region))).collect()
     }
 
     fn sku(&self, size: &catalog::Size, region: &str) -> Value {
-        let mine = self.restricted.iter().filter(|(name, place, _)| name.eq_ignore_ascii_case(size.name) && place == region);
+        let mine = self
+            .restricted
+            .iter()
+            .filter(|(name, place, _)| name.eq_ignore_ascii_case(size.name) && place == region);
         let rows = mine.map(|(_, place, zone)| {
             let (kind, values) = match zone {
                 Some(zone) => ("Zone", zone),
@@ -152,7 +158,10 @@ impl World {
     }
 
     fn usages(&self, region: &str) -> Vec<Value> {
-        let mut names = vec![("cores", "Total Regional vCPUs"), ("lowPriorityCores", "Total Regional Low-priority vCPUs")];
+        let mut names = vec![
+            ("cores", "Total Regional vCPUs"),
+            ("lowPriorityCores", "Total Regional Low-priority vCPUs"),
+        ];
         for size in catalog::SIZES {
             if !names.iter().any(|(name, _)| *name == size.family) {
                 names.push((size.family, size.family));
@@ -172,7 +181,8 @@ impl World {
 
     fn image(&self, ask: &Ask, region: &str) -> Answer {
         let (publisher, offer) = (ask.part("publisherName"), ask.part("offer"));
-        let Some((image, version)) = catalog::image(publisher, offer, ask.part("skus"), ask.part("version")) else {
+        let Some((image, version)) = catalog::image(publisher, offer, ask.part("skus"), ask.part("version"))
+        else {
             let said = format!("Artifact: VMImage was not found: {}.", ask.path);
             return Answer::error(404, "ImageNotFound", said);
         };
@@ -199,15 +209,23 @@ impl World {
 
     fn images(&self, ask: &Ask, region: &str, verb: &str) -> Answer {
         let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
-        let mine = catalog::IMAGES
-            .iter()
-            .filter(|one| same(one.publisher, ask.part("publisherName")) && same(one.offer, ask.part("offer")));
+        let mine = catalog::IMAGES.iter().filter(|one| {
+            same(one.publisher, ask.part("publisherName")) && same(one.offer, ask.part("offer"))
+        });
         let names: Vec<&str> = match verb {
             "ListSkus" => mine.map(|one| one.sku).collect(),
-            _ => mine.filter(|one| same(one.sku, ask.part("skus"))).flat_map(|one| one.versions).copied().collect(),
+            _ => mine
+                .filter(|one| same(one.sku, ask.part("skus")))
+                .flat_map(|one| one.versions)
+                .copied()
+                .collect(),
         };
         if names.is_empty() {
-            return Answer::error(404, "ImageNotFound", format!("Artifact: VMImage was not found: {}.", ask.path));
+            return Answer::error(
+                404,
+                "ImageNotFound",
+                format!("Artifact: VMImage was not found: {}.", ask.path),
+            );
         }
         let mut names = names;
         if ask.query("$orderby").is_some_and(|order| order.ends_with("desc")) {
@@ -254,6 +272,7 @@ fn url_query(pairs: &[(String, String)]) -> String {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~$".contains(&b);
         text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
     };
-    let pairs: Vec<_> = pairs.iter().map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
+    let pairs: Vec<_> =
+        pairs.iter().map(|(key, value)| format!("{}={}", encoded(key), encoded(value))).collect();
     pairs.join("&")
 }

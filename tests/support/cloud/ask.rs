@@ -73,7 +73,9 @@ impl World {
         let id = self.meant(ask, kind)?;
         let provider = kind.name().split('/').next().unwrap_or_default();
         if self.unregistered.contains(provider) {
-            let said = format!("The subscription is not registered to use namespace '{provider}'. See https://aka.ms/rps-not-found for how to register subscriptions.");
+            let said = format!(
+                "The subscription is not registered to use namespace '{provider}'. See https://aka.ms/rps-not-found for how to register subscriptions."
+            );
             return Err(Box::new(Answer::error(409, "MissingSubscriptionRegistration", said)));
         }
         let group = self.get(&self.group_id(ask.group()));

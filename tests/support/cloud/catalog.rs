@@ -40,10 +40,31 @@ pub const SIZES: &[Size] = &[
     size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", (4, 28, 1), 176, 526_000, Some(157_800)),
     size("Standard_NC8as_T4_v3", "Standard NCASv3_T4 Family", (8, 56, 1), 352, 752_000, Some(225_600)),
     size("Standard_NC16as_T4_v3", "Standard NCASv3_T4 Family", (16, 110, 1), 352, 1_204_000, Some(361_200)),
-    size("Standard_NC64as_T4_v3", "Standard NCASv3_T4 Family", (64, 440, 4), 2816, 4_352_000, Some(1_305_600)),
+    size(
+        "Standard_NC64as_T4_v3",
+        "Standard NCASv3_T4 Family",
+        (64, 440, 4),
+        2816,
+        4_352_000,
+        Some(1_305_600),
+    ),
     size("Standard_NV36ads_A10_v5", "StandardNVADSA10v5Family", (36, 440, 1), 1440, 3_200_000, Some(640_000)),
-    size("Standard_NC24ads_A100_v4", "StandardNCADSA100v4Family", (24, 220, 1), 64, 3_670_000, Some(1_100_000)),
-    size("Standard_NC40ads_H100_v5", "StandardNCadsH100v5Family", (40, 320, 1), 3576, 6_980_000, Some(2_090_000)),
+    size(
+        "Standard_NC24ads_A100_v4",
+        "StandardNCADSA100v4Family",
+        (24, 220, 1),
+        64,
+        3_670_000,
+        Some(1_100_000),
+    ),
+    size(
+        "Standard_NC40ads_H100_v5",
+        "StandardNCadsH100v5Family",
+        (40, 320, 1),
+        3576,
+        6_980_000,
+        Some(2_090_000),
+    ),
 ];
 
 pub fn find(name: &str) -> Option<&'static Size> {
@@ -117,7 +138,12 @@ pub const IMAGES: &[Image] = &[
 ];
 
 /// The image and the version of it; `latest` is the newest.
-pub fn image(publisher: &str, offer: &str, sku: &str, version: &str) -> Option<(&'static Image, &'static str)> {
+pub fn image(
+    publisher: &str,
+    offer: &str,
+    sku: &str,
+    version: &str,
+) -> Option<(&'static Image, &'static str)> {
     let same = |a: &str, b: &str| a.eq_ignore_ascii_case(b);
     let image = IMAGES
         .iter()

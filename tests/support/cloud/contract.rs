@@ -94,12 +94,7 @@ impl Contract {
                 examples: words(&row["examples"]),
             })
         });
-        Self {
-            operations: operations.collect(),
-            root,
-            documents: Mutex::default(),
-            shapes: Mutex::default(),
-        }
+        Self { operations: operations.collect(), root, documents: Mutex::default(), shapes: Mutex::default() }
     }
 
     pub fn operations(&self) -> &[Arc<Operation>] {
@@ -120,7 +115,10 @@ impl Contract {
         // A template that takes anything comes last; so does one with more holes.
         fitting
             .min_by_key(|(holes, found)| {
-                (found.operation.path.contains("{resourceId}") || found.operation.path.contains("{scope}"), *holes)
+                (
+                    found.operation.path.contains("{resourceId}") || found.operation.path.contains("{scope}"),
+                    *holes,
+                )
             })
             .map(|(_, found)| found)
     }
@@ -148,7 +146,10 @@ impl Contract {
                 }
                 Some("body") => {
                     let key = format!("{} asked", operation.id);
-                    shape = Some((self.shape(&key, &document, &parameter["schema"]), parameter["required"] == true));
+                    shape = Some((
+                        self.shape(&key, &document, &parameter["schema"]),
+                        parameter["required"] == true,
+                    ));
                 }
                 _ => {}
             }
@@ -183,7 +184,11 @@ impl Contract {
             },
             None => return vec![format!("{} never answers {status}", operation.id)],
         };
-        let key = format!("{} {}", operation.id, if named.is_some() { status.to_string() } else { "default".into() });
+        let key = format!(
+            "{} {}",
+            operation.id,
+            if named.is_some() { status.to_string() } else { "default".into() }
+        );
         match (response.get("schema"), body) {
             (Some(schema), Some(body)) => {
                 self.shape(&key, &operation.document, schema).refuse(body, Way::Answered)
@@ -265,14 +270,18 @@ impl Contract {
                             if !definitions.contains_key(&name) {
                                 definitions.insert(name.clone(), Value::Null);
                                 let to = self.document(&document);
-                                let to = to.pointer(&pointer).unwrap_or_else(|| panic!("{reference} leads nowhere"));
+                                let to = to
+                                    .pointer(&pointer)
+                                    .unwrap_or_else(|| panic!("{reference} leads nowhere"));
                                 let copied = self.copy(&document, to, definitions);
                                 definitions.insert(name.clone(), copied);
                             }
                             json!(format!("#/definitions/{name}"))
                         }
                         // An open list names what is known so far, and other values are as good.
-                        ("enum", Value::Array(_)) if object.get("x-ms-enum").is_some_and(|e| e["modelAsString"] == true) => {
+                        ("enum", Value::Array(_))
+                            if object.get("x-ms-enum").is_some_and(|e| e["modelAsString"] == true) =>
+                        {
                             continue;
                         }
                         // Long, and no promise. A property may have this name too.
@@ -282,7 +291,9 @@ impl Contract {
                     made.insert(key.clone(), copied);
                 }
                 // Microsoft's own word for what draft 4 writes as a second type.
-                if object.get("x-nullable") == Some(&Value::Bool(true)) && object.get("type").is_some_and(Value::is_string) {
+                if object.get("x-nullable") == Some(&Value::Bool(true))
+                    && object.get("type").is_some_and(Value::is_string)
+                {
                     made["type"] = json!([object["type"], "null"]);
                 }
                 Value::Object(made)
@@ -422,7 +433,9 @@ fn refuse_text(name: &str, given: Option<&str>, parameter: &Value) -> Option<Str
         _ if number("minLength").is_some_and(|least| letters < least) => "is too short",
         _ if number("maxLength").is_some_and(|most| letters > most) => "is too long",
         _ if closed && named() => "is none of the values there are",
-        _ if parameter["pattern"].as_str().is_some_and(|pattern| !fits(pattern, given)) => "is not of the pattern",
+        _ if parameter["pattern"].as_str().is_some_and(|pattern| !fits(pattern, given)) => {
+            "is not of the pattern"
+        }
         _ => return None,
     };
     Some(format!("{name}={given} {wrong}"))

@@ -63,7 +63,8 @@ impl Vouching {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
         params.distinguished_name.push(rcgen::DnType::CommonName, "simulated Azure");
         dates(&mut params);
         let pem = params.self_signed(&key).unwrap().pem();
@@ -91,7 +92,12 @@ pub struct Door {
 }
 
 impl Door {
-    pub fn open(runtime: &Runtime, at: (IpAddr, u16), vouching: &Vouching, serve: &Serve) -> io::Result<Self> {
+    pub fn open(
+        runtime: &Runtime,
+        at: (IpAddr, u16),
+        vouching: &Vouching,
+        serve: &Serve,
+    ) -> io::Result<Self> {
         let http = listen(runtime, at, None, serve)?;
         let https = listen(runtime, (at.0, 0), Some(vouching.tls.clone()), serve)?;
         Ok(Self { http, https })

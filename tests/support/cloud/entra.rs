@@ -1,10 +1,6 @@
 //! Who may ask: tokens of Entra for a service principal, and of the metadata service for a machine's own identity.
 
-use super::{
-    answer::Answer,
-    clock::Moment,
-    door::Heard,
-};
+use super::{answer::Answer, clock::Moment, door::Heard};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -67,7 +63,8 @@ impl Entra {
 
     fn issue(&mut self, now: Moment) -> (String, Moment) {
         self.serial += 1;
-        let noise: String = super::catalog::uuid(&format!("token {} {}", self.serial, now.0)).replace('-', "");
+        let noise: String =
+            super::catalog::uuid(&format!("token {} {}", self.serial, now.0)).replace('-', "");
         let token = format!("simulated.{noise}.{}", self.serial);
         let until = now.after(self.lifetime);
         self.tokens.insert(token.clone(), until);
@@ -103,9 +100,13 @@ impl Entra {
         let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
         let refuse = |status, error: &str, code: u32, said: &str| {
             let description = format!("AADSTS{code}: {said} Timestamp: {}", now.text());
-            Answer::of(status, json!({"error": error, "error_description": description, "error_codes": [code]}))
+            Answer::of(
+                status,
+                json!({"error": error, "error_description": description, "error_codes": [code]}),
+            )
         };
-        let kind = heard.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind =
+            heard.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
         if !kind.starts_with("application/x-www-form-urlencoded") {
             return refuse(400, "invalid_request", 900_144, "The request body must be a form.");
         }
@@ -114,17 +115,26 @@ impl Entra {
             return refuse(400, "invalid_request", 90002, &said);
         }
         if field("grant_type") != "client_credentials" {
-            return refuse(400, "unsupported_grant_type", 70003, "The app requested an unsupported grant type.");
+            return refuse(
+                400,
+                "unsupported_grant_type",
+                70003,
+                "The app requested an unsupported grant type.",
+            );
         }
         if field("scope") != format!("{AUDIENCE}.default") {
             let said = format!("The provided value for scope {} is not valid.", field("scope"));
             return refuse(400, "invalid_scope", 70011, &said);
         }
         if field("client_id") != self.principal.client {
-            let said = format!("Application with identifier '{}' was not found in the directory.", field("client_id"));
+            let said = format!(
+                "Application with identifier '{}' was not found in the directory.",
+                field("client_id")
+            );
             return refuse(400, "unauthorized_client", 700_016, &said);
         }
-        let assertion = field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+        let assertion = field("client_assertion_type")
+            == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
             && field("client_assertion") == self.principal.secret;
         if field("client_secret") != self.principal.secret && !assertion {
             return refuse(401, "invalid_client", 7_000_215, "Invalid client secret provided.");
@@ -143,9 +153,8 @@ impl Entra {
             let found = heard.query.iter().find(|(key, _)| key == name);
             found.map(|(_, value)| value.as_str()).unwrap_or_default()
         };
-        let refuse = |said: &str| {
-            Answer::of(400, json!({"error": "invalid_request", "error_description": said}))
-        };
+        let refuse =
+            |said: &str| Answer::of(400, json!({"error": "invalid_request", "error_description": said}));
         if query("api-version") != "2018-02-01" {
             return refuse("Required query variable 'api-version' is missing or unsupported");
         }

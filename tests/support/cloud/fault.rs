@@ -106,38 +106,62 @@ impl Act {
     }
 
     pub fn quota(family: &str) -> Self {
-        let said = format!("Operation could not be completed as it results in exceeding approved {family} Cores quota. Additional details - Deployment Model: Resource Manager, Location: eastus, Current Limit: 0, Current Usage: 0, Additional Required: 4, (Minimum) New Limit Required: 4. Setup Alerts when Quota reaches threshold.");
+        let said = format!(
+            "Operation could not be completed as it results in exceeding approved {family} Cores quota. Additional details - Deployment Model: Resource Manager, Location: eastus, Current Limit: 0, Current Usage: 0, Additional Required: 4, (Minimum) New Limit Required: 4. Setup Alerts when Quota reaches threshold."
+        );
         Self::refuse(409, "OperationNotAllowed", &said)
     }
 
     pub fn sku_not_available() -> Self {
-        Self::refuse(409, "SkuNotAvailable", "The requested VM size for resource 'Following SKUs have failed for Capacity Restrictions: Standard_NC4as_T4_v3' is currently not available in location 'eastus'. Please try another size or deploy to a different location or different zone. See https://aka.ms/azureskunotavailable for details.")
+        Self::refuse(
+            409,
+            "SkuNotAvailable",
+            "The requested VM size for resource 'Following SKUs have failed for Capacity Restrictions: Standard_NC4as_T4_v3' is currently not available in location 'eastus'. Please try another size or deploy to a different location or different zone. See https://aka.ms/azureskunotavailable for details.",
+        )
     }
 
     pub fn allocation_failed() -> Self {
-        Self::fails("AllocationFailed", "Allocation failed. We do not have sufficient capacity for the requested VM size in this region. Read more about improving likelihood of allocation success at https://aka.ms/allocation-guidance")
+        Self::fails(
+            "AllocationFailed",
+            "Allocation failed. We do not have sufficient capacity for the requested VM size in this region. Read more about improving likelihood of allocation success at https://aka.ms/allocation-guidance",
+        )
     }
 
     pub fn zonal_allocation_failed() -> Self {
-        Self::fails("ZonalAllocationFailed", "Allocation failed. We do not have sufficient capacity for the requested VM size in this zone. Read more about improving likelihood of allocation success at https://aka.ms/allocation-guidance")
+        Self::fails(
+            "ZonalAllocationFailed",
+            "Allocation failed. We do not have sufficient capacity for the requested VM size in this zone. Read more about improving likelihood of allocation success at https://aka.ms/allocation-guidance",
+        )
     }
 
     pub fn overconstrained() -> Self {
-        Self::fails("OverconstrainedAllocationRequest", "Allocation failed. VM(s) with the following constraints cannot be allocated, because the condition is too restrictive. Please remove some constraints and try again. Constraints applied are: - Networking Constraints (such as Accelerated Networking or IPv6) - VM Size")
+        Self::fails(
+            "OverconstrainedAllocationRequest",
+            "Allocation failed. VM(s) with the following constraints cannot be allocated, because the condition is too restrictive. Please remove some constraints and try again. Constraints applied are: - Networking Constraints (such as Accelerated Networking or IPv6) - VM Size",
+        )
     }
 
     pub fn provisioning_timed_out() -> Self {
-        Self::fails("OSProvisioningTimedOut", "OS Provisioning for VM did not finish in the allotted time. The VM may still finish provisioning successfully. Please check provisioning state later.")
+        Self::fails(
+            "OSProvisioningTimedOut",
+            "OS Provisioning for VM did not finish in the allotted time. The VM may still finish provisioning successfully. Please check provisioning state later.",
+        )
     }
 
     pub fn forbidden(action: &str) -> Self {
-        let said = format!("The client '11111111-1111-4111-a111-111111111111' with object id '11111111-1111-4111-a111-111111111111' does not have authorization to perform action '{action}' over scope '/subscriptions' or the scope is invalid. If access was recently granted, please refresh your credentials.");
+        let said = format!(
+            "The client '11111111-1111-4111-a111-111111111111' with object id '11111111-1111-4111-a111-111111111111' does not have authorization to perform action '{action}' over scope '/subscriptions' or the scope is invalid. If access was recently granted, please refresh your credentials."
+        );
         Self::refuse(403, "AuthorizationFailed", &said)
     }
 
     /// Somebody else holds a network resource just now.
     pub fn busy() -> Self {
-        Self::refuse(429, "RetryableErrorDueToAnotherOperation", "Operation on the resource is being done by another operation. Please retry later.")
+        Self::refuse(
+            429,
+            "RetryableErrorDueToAnotherOperation",
+            "Operation on the resource is being done by another operation. Please retry later.",
+        )
     }
 
     pub fn server_error(status: u16) -> Self {

@@ -192,7 +192,11 @@ impl Shared {
         *self.slow.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         let machines: Vec<_> = {
             let world = self.world();
-            world.things().filter(|thing| thing.machine.is_some()).map(|thing| thing.id.to_lowercase()).collect()
+            world
+                .things()
+                .filter(|thing| thing.machine.is_some())
+                .map(|thing| thing.id.to_lowercase())
+                .collect()
         };
         machines.iter().for_each(|id| self.metal.remove(id));
     }
@@ -315,13 +319,17 @@ fn check(shared: &Shared, heard: &Heard, now: Moment) -> Result<Meant, Box<Answe
         Worth::Expired => {
             let said = "The access token expiry UTC time is earlier than current UTC time.";
             let header = "Bearer authorization_uri=\"https://login.windows.net/\", error=\"invalid_token\", error_description=\"The access token has expired.\"";
-            return Err(Box::new(Answer::error(401, "ExpiredAuthenticationToken", said).with("www-authenticate", header)));
+            return Err(Box::new(
+                Answer::error(401, "ExpiredAuthenticationToken", said).with("www-authenticate", header),
+            ));
         }
         Worth::Unknown => {
             violation("no bearer of ours".into());
             let said = "Authentication failed. The 'Authorization' header is missing or invalid.";
             let header = "Bearer authorization_uri=\"https://login.windows.net/\"";
-            return Err(Box::new(Answer::error(401, "AuthenticationFailed", said).with("www-authenticate", header)));
+            return Err(Box::new(
+                Answer::error(401, "AuthenticationFailed", said).with("www-authenticate", header),
+            ));
         }
     }
     let parts: Vec<_> = heard.path.trim_matches('/').split('/').collect();
@@ -354,7 +362,8 @@ fn check(shared: &Shared, heard: &Heard, now: Moment) -> Result<Meant, Box<Answe
     let body = if heard.body.is_empty() {
         None
     } else {
-        let kind = heard.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind =
+            heard.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
         if !kind.starts_with("application/json") {
             return Err(violation(format!("a body of type {kind:?}")));
         }
@@ -434,7 +443,10 @@ fn told(answer: Answer, heard: &Heard, now: Moment) -> Answer {
         "DELETE" => ("x-ms-ratelimit-remaining-subscription-deletes", "199"),
         _ => ("x-ms-ratelimit-remaining-subscription-writes", "199"),
     };
-    let answer = answer.with("x-ms-request-id", id.clone()).with("x-ms-correlation-request-id", id).with(kind.0, kind.1);
+    let answer = answer
+        .with("x-ms-request-id", id.clone())
+        .with("x-ms-correlation-request-id", id)
+        .with(kind.0, kind.1);
     let text = |name: &str| heard.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match text("x-ms-return-client-request-id") {
         "true" => answer.with("x-ms-client-request-id", text("x-ms-client-request-id")),

@@ -21,17 +21,25 @@ impl World {
         let asked = ask.body();
         let region = asked["location"].as_str().unwrap_or_default().to_lowercase();
         if !self.regions.contains(&region) {
-            let said = format!("The provided location '{region}' is not available for resource group. List of available regions is '{}'.", self.regions.join(","));
+            let said = format!(
+                "The provided location '{region}' is not available for resource group. List of available regions is '{}'.",
+                self.regions.join(",")
+            );
             return Answer::error(400, "LocationNotAvailableForResourceGroup", said);
         }
         let old = self.get(&id);
         if let Some(old) = old {
             if old.state() == "Deleting" {
-                let said = format!("The resource group '{name}' is in deprovisioning state and cannot perform this operation.");
+                let said = format!(
+                    "The resource group '{name}' is in deprovisioning state and cannot perform this operation."
+                );
                 return Answer::error(409, "ResourceGroupBeingDeleted", said);
             }
             if old.body["location"] != region {
-                let said = format!("Invalid resource group location '{region}'. The Resource group already exists in location '{}'.", old.body["location"]);
+                let said = format!(
+                    "Invalid resource group location '{region}'. The Resource group already exists in location '{}'.",
+                    old.body["location"]
+                );
                 return Answer::error(409, "InvalidResourceGroupLocation", said);
             }
         }
@@ -49,10 +57,13 @@ impl World {
             Err(refused) => return *refused,
         };
         let below = format!("{}/", id.to_lowercase());
-        if let Some(lock) = self.lock_on(&id).or_else(|| self.locks.iter().find(|lock| lock.starts_with(&below))) {
+        if let Some(lock) =
+            self.lock_on(&id).or_else(|| self.locks.iter().find(|lock| lock.starts_with(&below)))
+        {
             return locked(&id, lock);
         }
-        let region = self.get(&id).and_then(|group| group.body["location"].as_str()).unwrap_or_default().to_owned();
+        let region =
+            self.get(&id).and_then(|group| group.body["location"].as_str()).unwrap_or_default().to_owned();
         if let Some(running) = self.under_way(&id) {
             return self.told(Answer::empty(202), ask.base, &running, Told::Location);
         }
@@ -65,11 +76,16 @@ impl World {
         let operation = self.begin(Kind::Group, &region, Aim::Emptied(id.clone()), Duration::ZERO);
         self.fate = None;
         match fate {
-            Some(super::operation::Fate::Fails { code, message }) => self.end_group(&id, &operation, Some((code, message))),
+            Some(super::operation::Fate::Fails { code, message }) => {
+                self.end_group(&id, &operation, Some((code, message)))
+            }
             Some(super::operation::Fate::Hangs) => {}
             None => {
                 let until = self.now().after(PATIENCE);
-                self.plan(Duration::from_secs(1), Event::Empty { group: id, operation: operation.clone(), until });
+                self.plan(
+                    Duration::from_secs(1),
+                    Event::Empty { group: id, operation: operation.clone(), until },
+                );
             }
         }
         self.told(Answer::empty(202), ask.base, &operation, Told::Location)
@@ -78,13 +94,19 @@ impl World {
     /// Machines first, then what they held, then what that was in; whatever refuses is tried again.
     pub fn empty(&mut self, group: &str, operation: &str, until: super::clock::Moment) {
         let name = group_of(group).to_owned();
-        let mut left: Vec<(Kind, String)> =
-            self.things().filter(|t| t.kind != Kind::Group && group_of(&t.id).eq_ignore_ascii_case(&name)).map(|t| (t.kind, t.id.clone())).collect();
+        let mut left: Vec<(Kind, String)> = self
+            .things()
+            .filter(|t| t.kind != Kind::Group && group_of(&t.id).eq_ignore_ascii_case(&name))
+            .map(|t| (t.kind, t.id.clone()))
+            .collect();
         if left.is_empty() {
             return self.end_group(group, operation, None);
         }
         if self.now() >= until {
-            let said = format!("Deletion of resource group '{name}' failed as resources with identifiers '{}' could not be deleted.", left[0].1);
+            let said = format!(
+                "Deletion of resource group '{name}' failed as resources with identifiers '{}' could not be deleted.",
+                left[0].1
+            );
             return self.end_group(group, operation, Some(("ResourceGroupDeletionBlocked".into(), said)));
         }
         left.sort_by_key(|(kind, _)| match kind {
@@ -97,7 +119,11 @@ impl World {
             match kind {
                 Kind::Vm => {
                     let running = self.get(&id).is_some_and(|vm| vm.state() == "Deleting");
-                    let region = self.get(&id).and_then(|vm| vm.body["location"].as_str()).unwrap_or_default().to_owned();
+                    let region = self
+                        .get(&id)
+                        .and_then(|vm| vm.body["location"].as_str())
+                        .unwrap_or_default()
+                        .to_owned();
                     if !running {
                         if let Some(vm) = self.get_mut(&id) {
                             vm.set_state("Deleting");
@@ -156,7 +182,8 @@ impl World {
         if let Some(thing) = self.get_mut(&id) {
             thing.set_state("Deleting");
         }
-        let takes = if kind == Kind::Disk || kind == Kind::Snapshot { self.takes.disk } else { self.takes.network };
+        let takes =
+            if kind == Kind::Disk || kind == Kind::Snapshot { self.takes.disk } else { self.takes.network };
         let operation = match self.under_way(&id) {
             Some(running) => running,
             None => self.begin(kind, &region, Aim::Gone(id), takes),
@@ -169,7 +196,9 @@ impl World {
         match self.get(id).map(|thing| thing.kind) {
             Some(Kind::Vm) => self.machine_gone(id),
             // It may have been joined to something since it was asked to go.
-            Some(_) if self.in_use(id).is_some() => self.get_mut(id).into_iter().for_each(|t| t.set_state("Succeeded")),
+            Some(_) if self.in_use(id).is_some() => {
+                self.get_mut(id).into_iter().for_each(|t| t.set_state("Succeeded"))
+            }
             Some(_) => drop(self.remove(id)),
             None => {}
         }
@@ -210,7 +239,11 @@ impl World {
 
     pub fn groups(&self, ask: &Ask) -> Result<Vec<Value>, Box<Answer>> {
         let filter = Filter::parse(ask.query("$filter").unwrap_or_default())?;
-        Ok(self.listed(Kind::Group, None).filter(|group| filter.takes(group)).map(|group| group.body.clone()).collect())
+        Ok(self
+            .listed(Kind::Group, None)
+            .filter(|group| filter.takes(group))
+            .map(|group| group.body.clone())
+            .collect())
     }
 
     pub fn tags(&mut self, ask: &Ask, verb: &str) -> Answer {
@@ -227,26 +260,38 @@ impl World {
         }
         thing.body["tags"] = Value::Object(tags.clone());
         let id = format!("{}/providers/Microsoft.Resources/tags/default", thing.id);
-        Answer::of(200, json!({"id": id, "name": "default", "type": "Microsoft.Resources/tags", "properties": {"tags": tags}}))
+        Answer::of(
+            200,
+            json!({"id": id, "name": "default", "type": "Microsoft.Resources/tags", "properties": {"tags": tags}}),
+        )
     }
 
     pub fn provider(&mut self, ask: &Ask, register: bool) -> Answer {
         let name = ask.part("resourceProviderNamespace").to_owned();
         let known = ["Microsoft.Compute", "Microsoft.Network", "Microsoft.DevTestLab", "Microsoft.Resources"];
         let Some(known) = known.into_iter().find(|known| known.eq_ignore_ascii_case(&name)) else {
-            return Answer::error(404, "InvalidResourceNamespace", format!("The resource namespace '{name}' is invalid."));
+            return Answer::error(
+                404,
+                "InvalidResourceNamespace",
+                format!("The resource namespace '{name}' is invalid."),
+            );
         };
         if register {
             self.unregistered.remove(known);
         }
         let state = if self.unregistered.contains(known) { "NotRegistered" } else { "Registered" };
         let id = format!("/subscriptions/{}/providers/{known}", self.subscription);
-        Answer::of(200, json!({"id": id, "namespace": known, "registrationState": state, "resourceTypes": []}))
+        Answer::of(
+            200,
+            json!({"id": id, "namespace": known, "registrationState": state, "resourceTypes": []}),
+        )
     }
 }
 
 pub fn locked(id: &str, lock: &str) -> Answer {
-    let said = format!("The scope '{id}' cannot perform delete operation because following scope(s) are locked: '{lock}'. Please remove the lock and try again.");
+    let said = format!(
+        "The scope '{id}' cannot perform delete operation because following scope(s) are locked: '{lock}'. Please remove the lock and try again."
+    );
     Answer::error(409, "ScopeLocked", said)
 }
 

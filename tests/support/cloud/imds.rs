@@ -13,7 +13,9 @@ const EVENT_VERSIONS: [&str; 2] = ["2019-08-01", "2020-07-01"];
 
 /// Refused before anything is looked at.
 pub fn closed(heard: &Heard) -> Option<Answer> {
-    if heard.headers.get("metadata").and_then(|value| value.to_str().ok()).map(str::to_lowercase).as_deref() != Some("true") {
+    if heard.headers.get("metadata").and_then(|value| value.to_str().ok()).map(str::to_lowercase).as_deref()
+        != Some("true")
+    {
         let said = "Bad request. Required metadata header not specified";
         return Some(Answer::of(400, json!({"error": said})));
     }
@@ -27,7 +29,8 @@ impl World {
     pub fn metadata(&mut self, heard: &Heard, hq: Option<&str>) -> Answer {
         let me = self.at_address(&heard.peer.ip().to_string()).or(hq).map(str::to_owned);
         let Some(me) = me else { return Answer::of(404, json!({"error": "Not found"})) };
-        let version = heard.query.iter().find(|(key, _)| key == "api-version").map(|(_, value)| value.as_str());
+        let version =
+            heard.query.iter().find(|(key, _)| key == "api-version").map(|(_, value)| value.as_str());
         let known = |versions: &[&str]| version.is_some_and(|version| versions.contains(&version));
         match (heard.method.as_str(), heard.path.trim_end_matches('/')) {
             ("GET", "/metadata/instance") if known(&VERSIONS) => self.instance(&me),
@@ -130,7 +133,10 @@ impl World {
             return Answer::of(400, json!({"error": "Bad request. StartRequests is missing"}));
         }
         let mine = self.get(me).and_then(|vm| vm.machine.as_ref()).is_some_and(|machine| {
-            machine.notices.iter().any(|n| n["EventId"].as_str().is_some_and(|id| ids.contains(&id.to_lowercase())))
+            machine
+                .notices
+                .iter()
+                .any(|n| n["EventId"].as_str().is_some_and(|id| ids.contains(&id.to_lowercase())))
         });
         if mine {
             self.evict(me);

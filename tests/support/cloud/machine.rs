@@ -152,11 +152,15 @@ impl World {
             return refuse(400, "InvalidParameter", said);
         };
         if !self.regions.iter().any(|one| one == region) {
-            let said = format!("The provided location '{region}' is not available for resource type 'Microsoft.Compute/virtualMachines'.");
+            let said = format!(
+                "The provided location '{region}' is not available for resource type 'Microsoft.Compute/virtualMachines'."
+            );
             return refuse(400, "LocationNotAvailableForResourceType", said);
         }
         let closed = |(name, place, only): &(String, String, Option<String>)| {
-            name.eq_ignore_ascii_case(size.name) && place == region && (only.is_none() || only.as_deref() == zone)
+            name.eq_ignore_ascii_case(size.name)
+                && place == region
+                && (only.is_none() || only.as_deref() == zone)
         };
         if self.restricted.iter().any(closed) {
             let said = format!(
@@ -211,7 +215,8 @@ impl World {
     fn image_of(&self, properties: &Value, region: &str, size: &Size) -> Refused<u32> {
         let image = &properties["storageProfile"]["imageReference"];
         let text = |key: &str| image[key].as_str().unwrap_or_default();
-        let (publisher, offer, sku, version) = (text("publisher"), text("offer"), text("sku"), text("version"));
+        let (publisher, offer, sku, version) =
+            (text("publisher"), text("offer"), text("sku"), text("version"));
         let Some((found, _)) = catalog::image(publisher, offer, sku, version) else {
             let said = format!(
                 "The platform image '{publisher}:{offer}:{sku}:{version}' is not available. Verify that all fields in the storage profile are correct. ({region})"
@@ -284,11 +289,17 @@ impl World {
             let gb = os["diskSizeGB"].as_u64().unwrap_or(u64::from(image_gb)).max(u64::from(image_gb));
             let disk = self.id(&group, Kind::Disk, os["name"].as_str().unwrap_or_default());
             if self.get(&disk).is_some() {
-                let said = format!("Disk {} already exists in resource group {group}. Only CreateOption.Attach is supported.", os["name"]);
+                let said = format!(
+                    "Disk {} already exists in resource group {group}. Only CreateOption.Attach is supported.",
+                    os["name"]
+                );
                 return refuse(409, "ConflictingUserInput", said);
             }
             let creation = json!({"createOption": "FromImage"});
-            made.push((disk.clone(), Some(new(gb, &os["managedDisk"]["storageAccountType"], creation, true))));
+            made.push((
+                disk.clone(),
+                Some(new(gb, &os["managedDisk"]["storageAccountType"], creation, true)),
+            ));
             os["diskSizeGB"] = json!(gb);
             os["managedDisk"]["id"] = json!(disk);
             if os["deleteOption"].is_null() {
@@ -306,7 +317,10 @@ impl World {
                 let wanted = disk["managedDisk"]["id"].as_str().unwrap_or_default().to_owned();
                 let Some(found) = self.get(&wanted) else { return Err(Box::new(Answer::missing(&wanted))) };
                 if let Some(owner) = found.body["managedBy"].as_str() {
-                    let said = format!("Disk '{}' cannot be attached as the disk is already owned by VM '{owner}'.", found.name());
+                    let said = format!(
+                        "Disk '{}' cannot be attached as the disk is already owned by VM '{owner}'.",
+                        found.name()
+                    );
                     return refuse(409, "AttachDiskWhileBeingDetached", said);
                 }
                 if found.body.get("zones") != zones.as_ref() {
@@ -326,7 +340,9 @@ impl World {
                     let gb = disk["diskSizeGB"].as_u64().unwrap_or(gb).max(gb);
                     (gb, json!({"createOption": "Copy", "sourceResourceId": source}))
                 }
-                other => return refuse(400, "InvalidParameter", format!("createOption {other} of a data disk")),
+                other => {
+                    return refuse(400, "InvalidParameter", format!("createOption {other} of a data disk"));
+                }
             };
             if disk["name"].is_null() {
                 let hash = self.fresh("disk").replace('-', "");
@@ -336,7 +352,10 @@ impl World {
             if self.get(&to).is_some() {
                 return refuse(409, "ConflictingUserInput", format!("Disk {to} already exists."));
             }
-            made.push((to.clone(), Some(new(gb, &disk["managedDisk"]["storageAccountType"], creation, false))));
+            made.push((
+                to.clone(),
+                Some(new(gb, &disk["managedDisk"]["storageAccountType"], creation, false)),
+            ));
             disk["diskSizeGB"] = json!(gb);
             disk["managedDisk"]["id"] = json!(to);
         }
@@ -361,7 +380,9 @@ impl World {
             let wanted = row["id"].as_str().unwrap_or_default().to_owned();
             let now = self.now();
             let Some(nic) = self.get(&wanted) else {
-                let said = format!("Resource {wanted} referenced by resource {id} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region.");
+                let said = format!(
+                    "Resource {wanted} referenced by resource {id} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region."
+                );
                 return refuse(400, "InvalidResourceReference", said);
             };
             if let Some(owner) = nic.text("/virtualMachine/id")
@@ -428,7 +449,9 @@ impl World {
     }
 
     fn nics(&self, id: &str) -> Vec<String> {
-        let rows = self.get(id).and_then(|vm| vm.body["properties"]["networkProfile"]["networkInterfaces"].as_array());
+        let rows = self
+            .get(id)
+            .and_then(|vm| vm.body["properties"]["networkProfile"]["networkInterfaces"].as_array());
         rows.into_iter().flatten().filter_map(|row| row["id"].as_str().map(str::to_owned)).collect()
     }
 
@@ -464,19 +487,25 @@ impl World {
                 self.plan(self.takes.cascade, Event::Fade(at.to_owned()));
             }
         }
-        let nics = vm.body["properties"]["networkProfile"]["networkInterfaces"].as_array().cloned().unwrap_or_default();
+        let nics = vm.body["properties"]["networkProfile"]["networkInterfaces"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         for row in nics {
             let Some(at) = row["id"].as_str() else { continue };
             let Some(nic) = self.get_mut(at) else { continue };
             let properties = nic.body["properties"].as_object_mut();
             properties.map(|all| all.remove("virtualMachine"));
-            let configurations = nic.body["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
+            let configurations =
+                nic.body["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
             if row["properties"]["deleteOption"] != "Delete" {
                 continue;
             }
             self.plan(self.takes.cascade, Event::Fade(at.to_owned()));
             for configuration in &configurations {
-                let Some(ip) = configuration["properties"]["publicIPAddress"]["id"].as_str() else { continue };
+                let Some(ip) = configuration["properties"]["publicIPAddress"]["id"].as_str() else {
+                    continue;
+                };
                 if self.get(ip).and_then(|ip| ip.text("/deleteOption")) == Some("Delete") {
                     self.plan(self.takes.cascade * 2, Event::Fade(ip.to_owned()));
                 }
@@ -550,7 +579,8 @@ impl World {
             "time": vm.born.text(),
         });
         let word = machine.power.code().rsplit('/').next().unwrap_or_default();
-        let power = json!({"code": machine.power.code(), "level": level, "displayStatus": format!("VM {word}")});
+        let power =
+            json!({"code": machine.power.code(), "level": level, "displayStatus": format!("VM {word}")});
         let statuses = if state == "Failed" { json!([provisioning]) } else { json!([provisioning, power]) };
         Answer::of(200, json!({"hyperVGeneration": "V2", "statuses": statuses}))
     }
@@ -576,7 +606,11 @@ pub fn reserved(nic: &str, owner: &str) -> Answer {
 fn order(id: &str, name: &str, asked: &Value) -> Refused<Order> {
     let os = &asked["properties"]["osProfile"];
     let Some(admin) = os["adminUsername"].as_str() else {
-        return refuse(400, "InvalidParameter", "Required parameter 'osProfile.adminUsername' is missing (null).");
+        return refuse(
+            400,
+            "InvalidParameter",
+            "Required parameter 'osProfile.adminUsername' is missing (null).",
+        );
     };
     if ["admin", "administrator", "root", "test", "user"].contains(&admin.to_lowercase().as_str()) {
         let said = "The Admin Username specified is not allowed.";
@@ -584,7 +618,9 @@ fn order(id: &str, name: &str, asked: &Value) -> Refused<Order> {
     }
     let host = os["computerName"].as_str().unwrap_or(name);
     if host.is_empty() || host.len() > 64 || host.contains(['.', '_', ' ']) || host.ends_with('-') {
-        let said = format!("Linux host name '{host}' cannot exceed 64 characters in length or contain certain characters.");
+        let said = format!(
+            "Linux host name '{host}' cannot exceed 64 characters in length or contain certain characters."
+        );
         return refuse(400, "InvalidParameter", said);
     }
     let linux = &os["linuxConfiguration"];
@@ -593,29 +629,55 @@ fn order(id: &str, name: &str, asked: &Value) -> Refused<Order> {
     for key in &keys {
         let data = key["keyData"].as_str().unwrap_or_default();
         if !data.starts_with("ssh-rsa ") && !data.starts_with("ssh-ed25519 ") {
-            return refuse(400, "InvalidParameter", "The value of parameter linuxConfiguration.ssh.publicKeys.keyData is invalid.");
+            return refuse(
+                400,
+                "InvalidParameter",
+                "The value of parameter linuxConfiguration.ssh.publicKeys.keyData is invalid.",
+            );
         }
         if key["path"] != *path {
-            let said = format!("Destination path for SSH public keys is currently limited to its default value {path} due to a known issue in Linux provisioning agent.");
+            let said = format!(
+                "Destination path for SSH public keys is currently limited to its default value {path} due to a known issue in Linux provisioning agent."
+            );
             return refuse(400, "InvalidParameter", said);
         }
     }
     let password = os["adminPassword"].is_string();
     if keys.is_empty() && (!password || linux["disablePasswordAuthentication"] == true) {
-        let said = "Authentication using either SSH or by user name and password must be enabled in Linux profile.";
+        let said =
+            "Authentication using either SSH or by user name and password must be enabled in Linux profile.";
         return refuse(400, "InvalidParameter", said);
     }
     let custom_data = match os["customData"].as_str() {
         None => None,
         Some(text) => match STANDARD.decode(text) {
             Ok(bytes) if bytes.len() <= 65535 => Some(bytes),
-            Ok(_) => return refuse(400, "InvalidParameter", "Custom data in OSProfile must not exceed 65535 bytes."),
-            Err(_) => return refuse(400, "InvalidParameter", "Custom data in OSProfile must be in Base64 encoding."),
+            Ok(_) => {
+                return refuse(
+                    400,
+                    "InvalidParameter",
+                    "Custom data in OSProfile must not exceed 65535 bytes.",
+                );
+            }
+            Err(_) => {
+                return refuse(
+                    400,
+                    "InvalidParameter",
+                    "Custom data in OSProfile must be in Base64 encoding.",
+                );
+            }
         },
     };
     let tags = asked["tags"].as_object().into_iter().flatten();
     let tags: BTreeMap<_, _> =
         tags.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned())).collect();
     let public_keys = keys.iter().filter_map(|key| key["keyData"].as_str().map(str::to_owned)).collect();
-    Ok(Order { id: id.to_lowercase(), name: host.to_owned(), custom_data, admin: admin.to_owned(), public_keys, tags })
+    Ok(Order {
+        id: id.to_lowercase(),
+        name: host.to_owned(),
+        custom_data,
+        admin: admin.to_owned(),
+        public_keys,
+        tags,
+    })
 }

@@ -33,14 +33,21 @@ impl World {
             return refuse(400, "LocationRequired", "The location property is required for this definition.");
         };
         if !self.regions.contains(&region) {
-            let said = format!("The provided location '{region}' is not available for resource type '{}'.", kind.name());
+            let said = format!(
+                "The provided location '{region}' is not available for resource type '{}'.",
+                kind.name()
+            );
             return refuse(400, "LocationNotAvailableForResourceType", said);
         }
         let old = self.get(&id).cloned();
         if let Some(old) = &old
             && old.body["location"] != body["location"]
         {
-            let said = format!("The resource '{}' already exists in location '{}'.", old.name(), old.body["location"]);
+            let said = format!(
+                "The resource '{}' already exists in location '{}'.",
+                old.name(),
+                old.body["location"]
+            );
             return refuse(409, "InvalidResourceLocation", said);
         }
         match kind {
@@ -71,7 +78,11 @@ impl World {
         }
         let mut rows = body["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
         if rows.is_empty() {
-            return refuse(400, "NetworkInterfaceMustHaveAtLeastOneIpConfiguration", format!("{id} has no IP configuration."));
+            return refuse(
+                400,
+                "NetworkInterfaceMustHaveAtLeastOneIpConfiguration",
+                format!("{id} has no IP configuration."),
+            );
         }
         for (n, row) in rows.iter_mut().enumerate() {
             let name = row["name"].as_str().unwrap_or("ipconfig1").to_owned();
@@ -82,9 +93,12 @@ impl World {
             let properties = &mut row["properties"];
             if let Some(ip) = properties["publicIPAddress"]["id"].as_str() {
                 let found = self.referred(id, ip)?;
-                let used = self.get(&found).and_then(|ip| ip.text("/ipConfiguration/id").map(str::to_lowercase));
+                let used =
+                    self.get(&found).and_then(|ip| ip.text("/ipConfiguration/id").map(str::to_lowercase));
                 if used.is_some_and(|by| !by.starts_with(&format!("{}/", id.to_lowercase()))) {
-                    let said = format!("Resource {id} is referencing public IP address {found} that is already allocated to another resource.");
+                    let said = format!(
+                        "Resource {id} is referencing public IP address {found} that is already allocated to another resource."
+                    );
                     return refuse(400, "PublicIPAddressInUse", said);
                 }
             }
@@ -167,7 +181,9 @@ impl World {
         match self.get(id) {
             Some(found) => Ok(found.id.clone()),
             None => {
-                let said = format!("Resource {id} referenced by resource {by} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region.");
+                let said = format!(
+                    "Resource {id} referenced by resource {by} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region."
+                );
                 refuse(400, "InvalidResourceReference", said)
             }
         }
@@ -181,7 +197,11 @@ impl World {
         if named.any(|one| one.eq_ignore_ascii_case(name)) {
             return Ok(());
         }
-        refuse(400, "InvalidResourceReference", format!("Resource {id} referenced by resource {by} was not found."))
+        refuse(
+            400,
+            "InvalidResourceReference",
+            format!("Resource {id} referenced by resource {by} was not found."),
+        )
     }
 
     /// Tell the public addresses whose they are now.
@@ -323,9 +343,9 @@ impl World {
 
     /// The machine whose address this is.
     pub fn at_address(&self, address: &str) -> Option<&str> {
-        let nic = self.of(Kind::Nic, None).find(|nic| {
-            nic.text("/ipConfigurations/0/properties/privateIPAddress") == Some(address)
-        })?;
+        let nic = self
+            .of(Kind::Nic, None)
+            .find(|nic| nic.text("/ipConfigurations/0/properties/privateIPAddress") == Some(address))?;
         nic.text("/virtualMachine/id")
     }
 
@@ -339,7 +359,9 @@ impl World {
         let Some(thing) = self.get_mut(&vnet) else { return Answer::missing(&vnet) };
         let region = thing.body["location"].as_str().unwrap_or_default().to_owned();
         let rows = thing.body["properties"]["subnets"].as_array().cloned().unwrap_or_default();
-        let at = rows.iter().position(|row| row["name"].as_str().is_some_and(|one| one.eq_ignore_ascii_case(&name)));
+        let at = rows
+            .iter()
+            .position(|row| row["name"].as_str().is_some_and(|one| one.eq_ignore_ascii_case(&name)));
         match (verb, at) {
             ("List", _) => Answer::of(200, json!({"value": rows})),
             ("Get", Some(at)) => Answer::of(200, rows[at].clone()),
@@ -366,7 +388,11 @@ impl World {
                         .any(|subnet| subnet.to_lowercase() == below)
                 });
                 if used {
-                    return Answer::error(400, "InUseSubnetCannotBeDeleted", format!("Subnet {id} is in use."));
+                    return Answer::error(
+                        400,
+                        "InUseSubnetCannotBeDeleted",
+                        format!("Subnet {id} is in use."),
+                    );
                 }
                 let mut rows = rows;
                 rows.remove(at);
@@ -394,7 +420,9 @@ fn complete_nsg(id: &str, body: &mut Value) -> Refused<()> {
         let properties = &rule["properties"];
         let priority = properties["priority"].as_u64().unwrap_or_default();
         if !(100..=4096).contains(&priority) {
-            let said = format!("Security rule has invalid Priority. Value provided: {priority} Allowed range 100-4096.");
+            let said = format!(
+                "Security rule has invalid Priority. Value provided: {priority} Allowed range 100-4096."
+            );
             return refuse(400, "SecurityRuleInvalidPriority", said);
         }
         let key = (priority, properties["direction"].clone());
@@ -403,7 +431,10 @@ fn complete_nsg(id: &str, body: &mut Value) -> Refused<()> {
             return refuse(400, "SecurityRuleConflict", said);
         }
         taken.push(key);
-        for (one, many) in [("sourceAddressPrefix", "sourceAddressPrefixes"), ("destinationPortRange", "destinationPortRanges")] {
+        for (one, many) in [
+            ("sourceAddressPrefix", "sourceAddressPrefixes"),
+            ("destinationPortRange", "destinationPortRanges"),
+        ] {
             if properties[one].is_null() && properties[many].is_null() {
                 return refuse(400, "SecurityRuleParameterNotSpecified", format!("{one} is not specified."));
             }

@@ -133,7 +133,9 @@ impl World {
             (None, _) => slowly(Answer::empty(202)),
             (Some(_), Some((code, message))) => Answer::error(409, code, message),
             (Some(_), None) => match &operation.aim {
-                Aim::Ready(of) => self.get(of).map_or_else(|| Answer::empty(204), |t| Answer::of(200, t.body.clone())),
+                Aim::Ready(of) => {
+                    self.get(of).map_or_else(|| Answer::empty(204), |t| Answer::of(200, t.body.clone()))
+                }
                 Aim::Gone(_) => Answer::empty(204),
                 Aim::Power(..) | Aim::Emptied(_) => Answer::empty(200),
             },
@@ -165,7 +167,9 @@ impl World {
             Aim::Ready(of) if failed => self.failed(&of),
             Aim::Ready(of) => self.ready(&of),
             // What cannot be deleted stays as it was.
-            Aim::Gone(of) if failed => self.get_mut(&of).into_iter().for_each(|thing| thing.set_state("Failed")),
+            Aim::Gone(of) if failed => {
+                self.get_mut(&of).into_iter().for_each(|thing| thing.set_state("Failed"))
+            }
             Aim::Gone(of) => self.gone(&of),
             Aim::Power(of, power) if !failed => self.powered(&of, power),
             Aim::Power(..) | Aim::Emptied(_) => {}
@@ -177,7 +181,9 @@ impl World {
         let waiting: Vec<_> = self
             .operations
             .iter()
-            .filter(|(_, one)| one.overdue && matches!(&one.aim, Aim::Ready(id) if id.eq_ignore_ascii_case(of)))
+            .filter(|(_, one)| {
+                one.overdue && matches!(&one.aim, Aim::Ready(id) if id.eq_ignore_ascii_case(of))
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in waiting {
@@ -188,7 +194,9 @@ impl World {
     /// End one early and badly, as when the machine's system never came up.
     pub fn spoil(&mut self, of: &str, code: &str, message: &str) {
         for operation in self.operations.values_mut() {
-            if operation.ended.is_none() && matches!(&operation.aim, Aim::Ready(id) if id.eq_ignore_ascii_case(of)) {
+            if operation.ended.is_none()
+                && matches!(&operation.aim, Aim::Ready(id) if id.eq_ignore_ascii_case(of))
+            {
                 operation.error = Some((code.to_owned(), message.to_owned()));
             }
         }

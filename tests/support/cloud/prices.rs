@@ -54,6 +54,7 @@ fn term_of(term: &str) -> Option<Box<dyn Fn(&Value) -> bool>> {
         return Some(Box::new(move |row| row[&key].as_str().is_some_and(|is| is.contains(&value))));
     }
     let (key, value) = term.split_once(" eq ")?;
-    let (key, value) = (if key.trim() == "priceType" { "type" } else { key.trim() }.to_owned(), unquoted(value)?);
+    let (key, value) =
+        (if key.trim() == "priceType" { "type" } else { key.trim() }.to_owned(), unquoted(value)?);
     Some(Box::new(move |row| row[&key] == *value))
 }

@@ -217,10 +217,17 @@ pub enum Event {
     /// Something follows what it belonged to.
     Fade(String),
     /// A shut-down schedule; only if it is still the one that was set.
-    Shutdown { id: String, set: Moment },
+    Shutdown {
+        id: String,
+        set: Moment,
+    },
     Evict(String),
     /// A group goes on removing what is in it, until it gives up.
-    Empty { group: String, operation: String, until: Moment },
+    Empty {
+        group: String,
+        operation: String,
+        until: Moment,
+    },
 }
 
 /// What the metal is to do once nobody holds the world any more.
@@ -356,7 +363,8 @@ impl World {
     pub fn of(&self, kind: Kind, group: Option<&str>) -> impl Iterator<Item = &Thing> {
         let group = group.map(str::to_lowercase);
         self.things.values().filter(move |thing| {
-            thing.kind == kind && group.as_ref().is_none_or(|group| group_of(&thing.id).to_lowercase() == *group)
+            thing.kind == kind
+                && group.as_ref().is_none_or(|group| group_of(&thing.id).to_lowercase() == *group)
         })
     }
 
