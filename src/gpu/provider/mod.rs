@@ -1,4 +1,4 @@
-//! Where machines come from: three verbs, each of which may be repeated, because after a crash each will be.
+//! Where machines come from: a few verbs, each of which may be repeated, because after a crash each will be.
 
 pub mod azure;
 
@@ -75,6 +75,12 @@ pub trait Provider {
 
     /// Give back everything of this run. What is still there, or on its way out; nothing is the proof that all is gone.
     fn give_back(&self, run: &RunId) -> Result<Vec<String>>;
+
+    /// Headquarters is well, and the run is to go on: put off the moment at which the provider ends it by itself. Called
+    /// again and again, several times in the length of a lease; nothing to do where nothing ends by itself.
+    fn renew(&self, _run: &RunId) -> Result<()> {
+        Ok(())
+    }
 
     /// All that is rented in the name of this headquarters, of whatever run.
     fn list(&self) -> Result<Vec<Rented>>;

@@ -284,12 +284,6 @@ impl Azure {
         Ok(image)
     }
 
-    /// Move the moment at which Azure switches the machine off by itself on to a whole lease from now. Called as long
-    /// as headquarters is well and the run is to go on.
-    pub fn renew(&self, run: &RunId) -> Result<()> {
-        self.runtime.block_on(self.renew_now(run)).map_err(told)
-    }
-
     /// Whether this identity may make groups, as far as is known.
     fn may_make_groups(&self) -> bool {
         !self.no_groups.load(Ordering::Relaxed)
@@ -318,6 +312,11 @@ impl Provider for Azure {
             // What is there is seen the next time: nothing was decided on an answer that did not come.
             Err(fault) if fault.is_passing() => Ok(Rent::Coming(fault.to_string())),
             Err(fault) => {
+                let part = fault.unregistered();
+                if part.is_some_and(|part| self.runtime.block_on(self.register(part))) {
+                    let why = "the subscription is being registered for what it has not used before";
+                    return Ok(Rent::Coming(why.into()));
+                }
                 fault.refusal().map_or_else(|| Err(told(fault)), |refusal| Ok(Rent::Refused(refusal)))
             }
         }
@@ -325,6 +324,10 @@ impl Provider for Azure {
 
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
         self.runtime.block_on(self.give_back_now(run)).map_err(told)
+    }
+
+    fn renew(&self, run: &RunId) -> Result<()> {
+        self.runtime.block_on(self.renew_now(run)).map_err(told)
     }
 
     fn list(&self) -> Result<Vec<Rented>> {

@@ -6,4 +6,5 @@ mod cloud;
 mod contract;
 mod faults;
 mod life;
+mod login;
 mod stage;

@@ -91,15 +91,7 @@ impl Stage {
         let cloud = Arc::new(Cloud::start(options)?);
         let dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Host::new(dir.path(), System));
-        let mut settings = Settings {
-            endpoint: cloud.arm().into(),
-            login: cloud.login().into(),
-            metadata: cloud.imds().into(),
-            prices: cloud.prices().into(),
-            audience: Some("https://management.azure.com".into()),
-            port: port(),
-            ..Settings::default()
-        };
+        let mut settings = settings(&cloud);
         change(&mut settings);
         let azure = provider(&cloud, &settings, &host);
         Some(Self { cloud, azure, settings, host, _dir: dir })
@@ -151,6 +143,18 @@ impl Stage {
         assert_eq!(self.cloud.left(), Vec::<String>::new(), "{}", self.cloud.story());
         self.cloud.assert_honest();
         assert_eq!(self.cloud.impatient(), 0, "{}", self.cloud.story());
+    }
+}
+
+pub fn settings(cloud: &Cloud) -> Settings {
+    Settings {
+        endpoint: cloud.arm().into(),
+        login: cloud.login().into(),
+        metadata: cloud.imds().into(),
+        prices: cloud.prices().into(),
+        audience: Some("https://management.azure.com".into()),
+        port: port(),
+        ..Settings::default()
     }
 }
 
