@@ -41,7 +41,11 @@ impl Azure {
         Ok(all.into_iter().filter(|one| name(one).is_some_and(|name| is_ours(name, &ours))).collect())
     }
 
+    /// None for what is kept on purpose.
     fn rented(&self, one: &Value) -> Option<Rented> {
+        if name(one)?.ends_with("_kept") {
+            return None;
+        }
         let run = run_of(&self.hq, name(one)?, one["tags"].as_object());
         Some(Rented { id: one["id"].as_str()?.to_owned(), run })
     }

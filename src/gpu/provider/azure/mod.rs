@@ -12,6 +12,7 @@ pub mod clock;
 pub mod credential;
 mod fault;
 mod give_back;
+mod keep;
 mod kept;
 mod list;
 mod market;
@@ -144,6 +145,9 @@ pub struct Azure {
 impl Azure {
     /// As whoever the environment, this machine or `az` says we are.
     pub fn open(settings: Settings, hq: &str, host: Arc<Host>) -> Result<Self> {
+        // As az and Microsoft's other tools have it.
+        let named = || System::environment("AZURE_SUBSCRIPTION_ID").filter(|id| !id.is_empty());
+        let settings = Settings { subscription: settings.subscription.or_else(named), ..settings };
         Self::new(settings, hq, sources(&System::environment), host, Arc::new(Wall))
     }
 

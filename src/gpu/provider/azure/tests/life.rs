@@ -2,7 +2,7 @@
 
 use super::{
     super::names::prefix,
-    cloud::{Act, Kind, Power, Rule},
+    cloud::{Act, Kind, Power, Rule, Takes},
     stage::{SMALL, Stage, T4, offer, spec},
 };
 use crate::gpu::{
@@ -165,6 +165,53 @@ fn when_there_is_no_room_the_next_offer_is_taken_and_never_two() {
     );
     stage.give_back(&spec.run);
     stage.assert_clean();
+}
+
+/// Azure goes slowly about what goes with a machine, and keeps its interface for it meanwhile.
+#[test]
+fn what_azure_does_not_take_away_by_itself_is_taken_away_once_it_lets_go() {
+    let takes = Takes { cascade: Duration::from_secs(3600), ..Takes::default() };
+    let Some(stage) = Stage::with(takes, |settings| {
+        settings.group = Some("headquarters".into());
+        settings.address = Some("20.9.9.9".parse().unwrap());
+    }) else {
+        return;
+    };
+    let spec = spec("reserved");
+    let failing = Rule::once("PUT", "/virtualMachines/", Act::allocation_failed());
+    stage.cloud.spoil([no_groups("reserved"), failing]);
+    let Rent::Refused(refusal) = stage.rent(&spec, &offer(T4, "westus2")).unwrap() else { panic!() };
+    assert_eq!(refusal.class, Class::Capacity);
+    here(stage.rent(&spec, &offer(SMALL, "westus2")).unwrap());
+    assert!(stage.cloud.ids(Kind::Nic).len() == 2, "the first is still reserved");
+    stage.give_back(&spec.run);
+    assert!(stage.cloud.story().contains("NicReservedForAnotherVm"));
+    stage.assert_clean();
+}
+
+#[test]
+fn what_could_not_be_brought_home_is_kept_and_the_machine_is_given_back() {
+    for shared in [false, true] {
+        let Some(stage) = Stage::new(|settings| settings.group = shared.then(|| "headquarters".into()))
+        else {
+            return;
+        };
+        if shared {
+            stage.cloud.spoil([no_groups("kept")]);
+        }
+        let spec = spec("kept");
+        here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+        let kept = stage.azure.keep(&spec.run).unwrap().unwrap();
+        assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept));
+        stage.give_back(&spec.run);
+        assert_eq!(stage.azure.list().unwrap(), []);
+        assert_eq!(stage.cloud.costing(), [kept.clone()]);
+        assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept), "also without its machine");
+        assert!(stage.azure.forget(&spec.run).unwrap());
+        assert_eq!(stage.cloud.costing(), Vec::<String>::new());
+        assert_eq!(stage.azure.keep(&spec.run).unwrap(), None);
+        stage.cloud.assert_honest();
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::{
         clock::Clock,
         credential::{Secret, Source},
     },
-    cloud::{Cloud, Kind, Metal, Options, Order},
+    cloud::{Cloud, Kind, Metal, Options, Order, Takes},
 };
 use crate::{
     gpu::{
@@ -87,7 +87,12 @@ pub struct Stage {
 impl Stage {
     /// None, and loudly, where Microsoft's documents are not beside the project.
     pub fn new(change: impl FnOnce(&mut Settings)) -> Option<Self> {
-        let options = Options { metal: Arc::new(Door), ..Options::default() };
+        Self::with(Takes::default(), change)
+    }
+
+    /// Where Azure takes so long.
+    pub fn with(takes: Takes, change: impl FnOnce(&mut Settings)) -> Option<Self> {
+        let options = Options { takes, metal: Arc::new(Door), ..Options::default() };
         let cloud = Arc::new(Cloud::start(options)?);
         let dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Host::new(dir.path(), System));
