@@ -6,7 +6,15 @@
 
 #![allow(dead_code)]
 
+pub mod driver;
 pub mod job;
+pub mod loan;
+pub mod log;
 pub mod provider;
+pub mod receipt;
+pub mod runner;
+pub mod runs;
 pub mod spec;
+pub mod state;
+pub mod sweep;
 pub mod target;
