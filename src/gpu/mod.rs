@@ -6,7 +6,13 @@
 
 #![allow(dead_code)]
 
+pub mod agent;
+pub mod errand;
+pub mod home;
 pub mod job;
+pub mod metrics;
 pub mod provider;
 pub mod spec;
 pub mod target;
+pub mod tree;
+pub mod wire;
