@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart, serve, status,
-        uninstall, user, validate, wait_for,
+        agent, ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart, serve,
+        status, uninstall, user, validate, wait_for,
     },
     ui::Ui,
 };
@@ -62,6 +62,9 @@ enum Command {
     /// Make MLflow's database ready for its start (run by its unit)
     #[command(hide = true)]
     PrepareMlflow(prepare_mlflow::Args),
+    /// Answer the headquarters on a machine where an experiment runs (run by it)
+    #[command(hide = true, subcommand)]
+    Agent(agent::Command),
     /// Wait until a URL answers (run by units after their start)
     #[command(hide = true)]
     WaitFor(wait_for::Args),
@@ -100,6 +103,7 @@ impl Cli {
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
             Command::PrepareMlflow(args) => prepare_mlflow::run(args),
+            Command::Agent(command) => agent::run(command),
             Command::WaitFor(args) => wait_for::run(args),
         }
     }

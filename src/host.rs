@@ -7,6 +7,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod beneath;
+pub mod process;
+
 use anyhow::{Context as _, Result, bail};
 use sha2::Digest as _;
 use std::{
@@ -262,6 +265,18 @@ impl Host {
     /// Make the directory and those above it.
     pub fn make_dir(&self, path: &Path) -> Result<()> {
         fs::create_dir_all(self.path(path)).with_context(|| format!("making {}", path.display()))
+    }
+
+    /// From now on it is this user's; a link itself, not where it leads.
+    pub fn give_to(&self, path: &Path, uid: u32, gid: u32) -> Result<()> {
+        std::os::unix::fs::lchown(self.path(path), Some(uid), Some(gid))
+            .with_context(|| format!("giving {} to user {uid}", path.display()))
+    }
+
+    /// Nobody but its owner may look inside.
+    pub fn shut(&self, path: &Path) -> Result<()> {
+        fs::set_permissions(self.path(path), fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("changing the mode of {}", path.display()))
     }
 
     /// Remove a file or a link; none there is as good.

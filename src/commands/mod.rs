@@ -1,5 +1,6 @@
 //! One verb a file: its arguments, its help, its `run`.
 
+pub mod agent;
 pub mod ca;
 pub mod cert;
 pub mod config;

@@ -6,10 +6,14 @@
 
 #![allow(dead_code)]
 
+pub mod agent;
 pub mod driver;
+pub mod errand;
+pub mod home;
 pub mod job;
 pub mod loan;
 pub mod log;
+pub mod metrics;
 pub mod provider;
 pub mod receipt;
 pub mod runner;
@@ -18,3 +22,5 @@ pub mod spec;
 pub mod state;
 pub mod sweep;
 pub mod target;
+pub mod tree;
+pub mod wire;

@@ -6,6 +6,7 @@
 use super::{Machine, Offer, Provider, Rent, Rented, room};
 use crate::{
     gpu::{
+        agent::{site::Site, start},
         spec::{RunId, Spec},
         target::Target,
     },
@@ -18,11 +19,6 @@ pub const HOMES: &str = "/var/lib/echoes-appliance/machine";
 
 /// What every process of a run carries in its environment.
 pub const MARK: &str = "ECHOES_RUN";
-
-/// The unit that a run's agent may have been started as.
-pub fn unit(run: &RunId) -> String {
-    format!("echoes-run-{run}.service")
-}
 
 pub struct Local<'a> {
     pub host: &'a Host,
@@ -43,17 +39,16 @@ impl Provider for Local<'_> {
     }
 
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
-        if self.host.exists(Path::new("/run/systemd/system"))? {
-            // No such unit is as good.
-            self.host.ask(&Cmd::new("systemctl", ["stop", &unit(run)]))?;
+        let mut rooms = Vec::new();
+        for home in self.all()? {
+            rooms.push(room(&home, run));
+            start::leave(self.host, &Site { home, run: run.clone() })?;
         }
         let alive = processes(self.host, run)?;
         if !alive.is_empty() {
-            // It had its time to end by itself. One that ended meanwhile is no failure.
+            // Whatever got away from its agent. One that ended meanwhile is no failure.
             self.host.ask(&Cmd::new("kill", [vec!["-KILL".into()], alive].concat()))?;
         }
-        let rooms: Vec<_> = self.all()?.iter().map(|home| room(home, run)).collect();
-        rooms.iter().try_for_each(|room| self.host.remove_tree(room))?;
         let mut left: Vec<String> =
             processes(self.host, run)?.into_iter().map(|id| format!("process {id}")).collect();
         for room in rooms {
