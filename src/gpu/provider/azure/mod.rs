@@ -330,6 +330,10 @@ impl Provider for Azure {
         self.runtime.block_on(self.give_back_now(run)).map_err(told)
     }
 
+    fn still_there(&self, run: &RunId) -> Result<bool> {
+        self.runtime.block_on(self.still_there_now(run)).map_err(told)
+    }
+
     fn renew(&self, run: &RunId) -> Result<()> {
         self.runtime.block_on(self.renew_now(run)).map_err(told)
     }

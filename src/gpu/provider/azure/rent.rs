@@ -27,7 +27,7 @@ const ROUNDS: u32 = 12;
 /// What a machine is made in: a network or a rule takes seconds, a snapshot up to a minute or two.
 const PREPARE: Duration = Duration::from_secs(180);
 /// Most machines are made in one or two minutes. One that is not made in this time never will be.
-const MAKING: time::Duration = time::Duration::minutes(20);
+const MAKING: time::Duration = time::Duration::minutes(15);
 /// The schedule's part of Azure may not know the machine at once.
 const ARMING: time::Duration = time::Duration::minutes(5);
 const KNOCK: Duration = Duration::from_secs(3);
@@ -40,7 +40,7 @@ enum Step {
     Order,
     Arm,
     Start,
-    /// Another offer's machine, which failed.
+    /// Another offer's machine.
     Clear,
     /// What it left.
     Sweep,
@@ -63,13 +63,14 @@ fn next(seen: &Seen, wanted: &Wanted, now: OffsetDateTime) -> Step {
         let late = vm.created.is_some_and(|created| now - created > MAKING);
         let power = vm.power.as_deref();
         return match vm.state.as_str() {
-            "Deleting" => Step::Wait("a machine that failed is being given back"),
-            "Failed" | "Canceled" if !vm.is_of(wanted.offer) => Step::Clear,
+            "Deleting" => Step::Wait("another machine of this run is being given back"),
+            // Of another offer: whoever asks for this one is done with it, whatever it still says of itself. A machine
+            // that is being taken away looks well until it is gone.
+            _ if !vm.is_of(wanted.offer) => Step::Clear,
             "Failed" | "Canceled" => Step::Refuse(vm.fault.clone()),
-            "Creating" if late && !vm.is_of(wanted.offer) => Step::Clear,
             "Creating" if late => Step::Refuse(Some((
                 "OSProvisioningTimedOut".into(),
-                "Azure is still making it after 20 minutes".into(),
+                "Azure is still making it after 15 minutes".into(),
             ))),
             // Before anything else: from here on it costs money.
             _ if !seen.armed => Step::Arm,
@@ -348,6 +349,22 @@ impl Azure {
         Ok(Rent::Here(Machine { target: Target::Ssh(ssh), home: format!("/home/{USER}/.echoes").into() }))
     }
 
+    /// Whether it is there. One that its timer has switched off, while nobody was here to put that off, is switched on
+    /// again: what was computed is on its disk, and its agent goes on with it.
+    pub(super) async fn still_there_now(&self, run: &RunId) -> Result<bool, Fault> {
+        let names = self.names(run).await?;
+        let Some(place) = self.place(&names)? else { return Ok(false) };
+        let Some(vm) = self.see_machine(&names, &place.group).await? else { return Ok(false) };
+        let off = matches!(vm.power.as_deref(), Some("deallocated" | "stopped"));
+        if off && vm.state == "Succeeded" {
+            // The timer first: from then on it costs money.
+            self.renew_now(run).await?;
+            let id = names.id(&place.group, Kind::Machine);
+            self.arm.send(&Ask::post(format!("{id}/start"), Kind::Machine.version())).await?;
+        }
+        Ok(!matches!(vm.state.as_str(), "Deleting" | "Failed" | "Canceled"))
+    }
+
     pub(super) async fn renew_now(&self, run: &RunId) -> Result<(), Fault> {
         let names = self.names(run).await?;
         let doing = format!("renewing the lease of {run}");
@@ -476,7 +493,8 @@ mod tests {
         let failed = Vm { fault: why.clone(), ..vm("Failed", None) };
         assert_eq!(step(failed.clone()), Step::Refuse(why));
         assert_eq!(step(Vm { size: "Standard_NC4as_T4_v3".into(), ..failed }), Step::Clear);
-        let endless = Vm { created: Some(NOW - time::Duration::minutes(21)), ..vm("Creating", None) };
+        assert_eq!(step(Vm { spot: true, ..vm("Succeeded", Some("running")) }), Step::Clear);
+        let endless = Vm { created: Some(NOW - time::Duration::minutes(16)), ..vm("Creating", None) };
         assert!(matches!(step(endless), Step::Refuse(Some((code, _))) if code == "OSProvisioningTimedOut"));
     }
 

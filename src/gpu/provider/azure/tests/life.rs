@@ -205,7 +205,7 @@ fn what_could_not_be_brought_home_is_kept_and_the_machine_is_given_back() {
         assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept));
         stage.give_back(&spec.run);
         assert_eq!(stage.azure.list().unwrap(), []);
-        assert_eq!(stage.cloud.costing(), [kept.clone()]);
+        assert_eq!(stage.cloud.costing(), std::slice::from_ref(&kept));
         assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept), "also without its machine");
         assert!(stage.azure.forget(&spec.run).unwrap());
         assert_eq!(stage.cloud.costing(), Vec::<String>::new());
@@ -251,8 +251,15 @@ fn a_machine_that_was_taken_away_leaves_nothing() {
     let Some(stage) = Stage::new(|_| {}) else { return };
     let (spec, spot) = (spec("spot"), Offer { spot: true, ..offer(T4, "eastus") });
     here(stage.rent(&spec, &spot).unwrap());
+    assert!(stage.azure.still_there(&spec.run).unwrap());
+    // In its last half minute it looks well, and is not what the next offer asks for.
+    assert!(stage.cloud.evict(&stage.cloud.ids(Kind::Vm)[0]));
+    here(stage.rent(&spec, &offer(SMALL, "eastus")).unwrap());
+    let machine = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+    assert_eq!(machine["properties"]["hardwareProfile"]["vmSize"], SMALL);
     stage.cloud.evict_now(&stage.cloud.ids(Kind::Vm)[0]);
-    assert_eq!(stage.cloud.ids(Kind::Vm).len(), 0);
+    stage.azure.give_back(&spec.run).unwrap();
+    assert!(!stage.azure.still_there(&spec.run).unwrap());
     stage.give_back(&spec.run);
     stage.assert_clean();
 }
@@ -266,7 +273,13 @@ fn a_machine_that_its_timer_switched_off_is_found_with_its_disk() {
     stage.cloud.advance(stage.settings.lease + Duration::from_secs(60));
     assert_eq!(stage.cloud.power(&id), Some(Power::Deallocated), "nobody renewed it");
     stage.restart();
+    assert!(stage.azure.still_there(&spec.run).unwrap());
+    stage.cloud.advance(Duration::from_secs(60));
+    assert_eq!((stage.cloud.power(&id), stage.cloud.ids(Kind::Vm)), (Some(Power::Running), vec![id.clone()]));
+    stage.cloud.advance(stage.settings.lease + Duration::from_secs(60));
+    assert_eq!(stage.cloud.power(&id), Some(Power::Deallocated), "nobody renewed it again");
     here(stage.rent(&spec, &offer).unwrap());
+    stage.cloud.advance(Duration::from_secs(60));
     assert_eq!((stage.cloud.power(&id), stage.cloud.ids(Kind::Vm)), (Some(Power::Running), vec![id]));
     stage.give_back(&spec.run);
     stage.assert_clean();
