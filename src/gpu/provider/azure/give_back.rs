@@ -18,7 +18,7 @@ use std::{
 /// Of one call. What takes longer is told, and whoever asks again finds it further on: an interface stays reserved for
 /// three minutes after its machine.
 const CALL: Duration = Duration::from_secs(45);
-const BETWEEN: Duration = Duration::from_secs(3);
+const BETWEEN: Duration = Duration::from_secs(8);
 
 /// Something of this run that is there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

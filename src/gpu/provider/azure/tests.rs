@@ -7,4 +7,5 @@ mod contract;
 mod faults;
 mod life;
 mod login;
+mod run;
 mod stage;

@@ -318,15 +318,15 @@ fn spoilt_life(shared: bool, n: u32, act: fn() -> Act) -> Option<usize> {
     Some(stage.cloud.asked().len())
 }
 
-/// Each request of a whole life spoilt once, each in another way than the one before.
+/// Each request of a whole life spoilt once, each in another way than the one before; of the longer one every third.
 #[test]
 fn whatever_answer_is_lost_or_refused_there_is_one_machine_and_then_none() {
     for shared in [false, true] {
-        for n in 0u32.. {
+        for n in (0u32..).step_by(if shared { 3 } else { 1 }) {
             let act = SPOILS[(n as usize + 4 * usize::from(shared)) % SPOILS.len()];
             let Some(requests) = spoilt_life(shared, n, act) else { return };
             if n as usize > requests {
-                println!("{n} lives, shared group: {shared}");
+                println!("{n} requests, shared group: {shared}");
                 break;
             }
         }

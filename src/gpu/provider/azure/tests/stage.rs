@@ -80,7 +80,7 @@ pub struct Stage {
     pub cloud: Arc<Cloud>,
     pub azure: Azure,
     pub settings: Settings,
-    host: Arc<Host>,
+    pub host: Arc<Host>,
     _dir: tempfile::TempDir,
 }
 
