@@ -101,6 +101,9 @@ use std::{
     time::Duration,
 };
 
+/// How often time that runs by itself is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
 /// What a cloud is started with.
 pub struct Options {
     pub pace: Pace,
@@ -167,10 +170,20 @@ impl Cloud {
             eprintln!("SKIPPED: there is no ../shared/azure-openapi to check requests against");
             return None;
         };
-        let (address, imds) = (options.address, options.imds);
+        let (address, imds, pace) = (options.address, options.imds, options.pace);
         let shared = Shared::new(contract, options);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime for the simulated cloud");
+        if matches!(pace, Pace::Running(_)) {
+            // What is due happens also when nobody asks.
+            let shared = Arc::clone(&shared);
+            runtime.spawn(async move {
+                loop {
+                    tokio::time::sleep(TICK).await;
+                    shared.change(|_| ());
+                }
+            });
+        }
         let vouching = Vouching::new(address);
         let open = |service, at| {
             let serve = front::serve(&shared, service);

@@ -14,7 +14,10 @@ use crate::{
     lab::{Layer, Machine, Options, Release},
 };
 use anyhow::{Context as _, Result, ensure};
-use std::{collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, sync::Mutex};
+use std::{
+    collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, process::Command,
+    sync::Mutex,
+};
 
 pub struct LabMetal {
     release: Release,
@@ -75,6 +78,8 @@ impl Metal for LabMetal {
         };
         let machine = booted().map_err(|e| format!("{e:#}"))?;
         let address = machine.ip();
+        // The host may remember who had this address before, and would ask in vain for ten seconds.
+        let _none = Command::new("ip").args(["neigh", "flush", "to", &address.to_string()]).output();
         self.machines().insert(order.id.clone(), machine);
         Ok(Some(address))
     }
@@ -101,8 +106,13 @@ impl Metal for LabMetal {
     }
 }
 
-/// Among the machines of a busy host: short, and not the same for the same name in another group.
+/// What it is called among the machines of this host: as it wants to be called, if nobody is.
 fn lab_name(order: &Order) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let free = Machine::list().is_ok_and(|all| !all.contains(&order.name));
+    if free && order.name.len() < 60 && order.name.chars().all(plain) {
+        return order.name.clone();
+    }
     let hash = crate::cloud::catalog::uuid(&format!("{}{}", order.id, std::process::id()));
     format!("gpu-{}", &hash[..8])
 }
@@ -119,7 +129,9 @@ fn seed(order: &Order) -> Vec<(&'static str, u32, Vec<u8>)> {
     let settings = json(serde_json::json!({
         "datasource_list": ["NoCloud"],
         "network": {"config": "disabled"},
-        "manage_etc_hosts": false,
+        "manage_etc_hosts": "localhost",
+        // The one that needs no package.
+        "locale": "C.UTF-8",
         "system_info": {"default_user": {
             "name": order.admin,
             "lock_passwd": true,

@@ -18,7 +18,11 @@ use super::{
 use serde_json::{Value, json};
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, mpsc},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -63,8 +67,9 @@ pub struct Shared {
     notes: Mutex<Notes>,
     contract: Arc<Contract>,
     metal: Arc<dyn Metal>,
-    /// To the thread that minds slow metal.
-    slow: Mutex<Option<mpsc::Sender<Deed>>>,
+    /// The thread that minds slow metal, and the way to it.
+    slow: Mutex<Option<(mpsc::Sender<Deed>, thread::JoinHandle<()>)>>,
+    ending: AtomicBool,
     pub headquarters: Option<String>,
     page: usize,
 }
@@ -94,20 +99,21 @@ impl Shared {
             contract,
             metal: options.metal,
             slow: Mutex::new(None),
+            ending: AtomicBool::new(false),
             headquarters,
             page: options.page,
         });
         if slow {
             let (send, deeds) = mpsc::channel();
-            *shared.slow.lock().unwrap() = Some(send);
             // Weak, or the thread would keep alive what keeps it alive.
             let minded = Arc::downgrade(&shared);
-            thread::spawn(move || {
+            let thread = thread::spawn(move || {
                 while let Ok(deed) = deeds.recv() {
                     let Some(shared) = minded.upgrade() else { return };
                     shared.perform(deed);
                 }
             });
+            *shared.slow.lock().unwrap() = Some((send, thread));
         }
         shared
     }
@@ -136,7 +142,8 @@ impl Shared {
         for deed in deeds {
             let slow = self.slow.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match &*slow {
-                Some(slow) => drop(slow.send(deed)),
+                // Nobody listens any more when all of it ends.
+                Some((slow, _)) => drop(slow.send(deed)),
                 None => {
                     drop(slow);
                     self.perform(deed);
@@ -150,6 +157,7 @@ impl Shared {
         let order = match deed {
             Deed::Kill(id) => return self.metal.kill(&id),
             Deed::Remove(id) => return self.metal.remove(&id),
+            Deed::Boot(_) if self.ending.load(Ordering::Relaxed) => return,
             Deed::Boot(order) => order,
         };
         let booted = self.metal.boot(&order);
@@ -189,7 +197,13 @@ impl Shared {
 
     /// Whatever still runs on the metal does not any more.
     pub fn end(&self) {
-        *self.slow.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        self.ending.store(true, Ordering::Relaxed);
+        let slow = self.slow.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some((send, thread)) = slow {
+            // What boots just now has to be there to be removed.
+            drop(send);
+            let _panicked = thread.join();
+        }
         let machines: Vec<_> = {
             let world = self.world();
             world

@@ -45,8 +45,11 @@ pub fn answer(heard: &Heard, regions: &[String]) -> Answer {
     )
 }
 
+/// Whether a row is wanted.
+type Takes = Box<dyn Fn(&Value) -> bool>;
+
 /// `key eq 'value'`, or `contains(key, 'value')`.
-fn term_of(term: &str) -> Option<Box<dyn Fn(&Value) -> bool>> {
+fn term_of(term: &str) -> Option<Takes> {
     let unquoted = |text: &str| text.trim().strip_prefix('\'')?.strip_suffix('\'').map(str::to_owned);
     if let Some(inner) = term.strip_prefix("contains(").and_then(|rest| rest.strip_suffix(')')) {
         let (key, value) = inner.split_once(',')?;
