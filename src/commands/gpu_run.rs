@@ -91,11 +91,11 @@ fn source(text: &str) -> Result<Source, String> {
     Source::parse(text).ok_or_else(|| "local, or ssh://USER@HOST[:PORT]".into())
 }
 
-fn hours(text: &str) -> Result<u64, String> {
+pub fn hours(text: &str) -> Result<u64, String> {
     amount(text, 3600.0).ok_or_else(|| "hours, as in 6 or 0.5".into())
 }
 
-fn millionths(text: &str) -> Result<u64, String> {
+pub fn millionths(text: &str) -> Result<u64, String> {
     amount(text.trim_start_matches('$'), 1e6).ok_or_else(|| "US dollars, as in 5 or 0.80".into())
 }
 

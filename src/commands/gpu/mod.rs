@@ -6,6 +6,7 @@ mod doctor;
 mod drive;
 mod events;
 mod logs;
+mod offers;
 mod ps;
 mod ssh;
 mod stop;
@@ -33,6 +34,8 @@ pub enum Command {
     Stop(stop::Args),
     /// Take up what nobody looks after (run by echoes-sweep.timer)
     Sweep(sweep::Args),
+    /// What can be rented at Azure just now; exit status 3 when nothing can
+    Offers(offers::Args),
     /// What runs have cost
     Cost(cost::Args),
     /// What happened to a run, and when
@@ -52,6 +55,7 @@ impl Command {
             Self::Attach(args) => args.json,
             Self::Stop(args) => args.json,
             Self::Sweep(args) => args.json,
+            Self::Offers(args) => args.json,
             Self::Cost(args) => args.json,
             Self::Events(args) => args.json,
             Self::Doctor(args) => args.json,
@@ -68,6 +72,7 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
         Command::Ssh(args) => ssh::run(args, ui),
         Command::Stop(args) => stop::run(args, settings, ui),
         Command::Sweep(args) => sweep::run(args, settings, ui),
+        Command::Offers(args) => offers::run(args, ui),
         Command::Cost(args) => cost::run(args, settings, ui),
         Command::Events(args) => events::run(args, ui),
         Command::Doctor(args) => doctor::run(args, settings, ui),
