@@ -122,6 +122,11 @@ pub fn choose(wish: &Wish, markets: &[Market], today: Date) -> Vec<Row> {
         Spot::Never => &[false],
     };
     for size in &wish.sizes {
+        if gone(size, today).is_some() {
+            // Said once: it is nowhere, at no price.
+            rows.extend(markets.first().map(|market| row(wish, size, false, market, today)));
+            continue;
+        }
         for spot in ways {
             rows.extend(markets.iter().map(|market| row(wish, size, *spot, market, today)));
         }
@@ -340,8 +345,8 @@ mod tests {
         for size in ["Standard_NC6s_v3", "Standard_NC12s_v3", "standard_nc24s_v3"] {
             let why = gone(size, TODAY).unwrap();
             assert!(why.contains("(V100) was retired on 2025-09-30: take Standard_NC4as_T4_v3 or"), "{why}");
-            let rows = choose(&wish(&[size], Spot::Never), &[market()], TODAY);
-            assert_eq!(rows[0].rejected, Some(why));
+            let rows = choose(&wish(&[size], Spot::Auto), &[market(), market()], TODAY);
+            assert_eq!((rows.len(), &rows[0].rejected), (1, &Some(why)));
         }
         assert_eq!(gone("Standard_B1s", TODAY), None);
         assert!(gone("Standard_B1s", date!(2028 - 11 - 15)).is_some());

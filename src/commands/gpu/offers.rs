@@ -10,7 +10,7 @@ use crate::{
         provider::azure::{Azure, Settings},
         spec::Spot,
     },
-    ui::{Ui, table},
+    ui::{Try as _, Ui, table},
 };
 use anyhow::Result;
 use std::sync::Arc;
@@ -60,7 +60,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         // Nothing is rented: it does not matter in whose name.
         let azure = Azure::open(settings, "", Arc::new(this_machine()))?;
         let step = ui.step("asking Azure for sizes, quotas and prices");
-        let markets = azure.markets(&args.regions, &sizes)?;
+        let markets = azure.markets(&args.regions, &sizes);
+        let markets =
+            markets.or_try("--region and --subscription say where, `az login` or AZURE_CLIENT_ID who")?;
         step.done();
         markets
     };

@@ -26,7 +26,7 @@ impl Azure {
         let mut regions = regions.to_vec();
         if regions.is_empty() {
             let here = self.metadata().await.map(|metadata| metadata.location.clone());
-            let none = "none is named as gpu.azure.regions, and this machine is none of Azure's";
+            let none = "none is named, and this machine is none of Azure's";
             regions.push(here.ok_or_else(|| Fault::here("choosing a region", none))?);
         }
         let subscription = &self.subscription().await?;

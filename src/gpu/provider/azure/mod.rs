@@ -206,7 +206,7 @@ impl Azure {
             return Ok(subscription.clone());
         }
         let metadata = self.metadata().await;
-        let none = "none is named as gpu.azure.subscription, and this machine is none of Azure's";
+        let none = "none is named, and this machine is none of Azure's";
         Ok(metadata.ok_or_else(|| Fault::here("choosing a subscription", none))?.subscription.clone())
     }
 
