@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        agent, ca, cert, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status, uninstall,
-        user, validate, wait_for,
+        agent, ca, cert, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status,
+        uninstall, user, validate, wait_for,
     },
     ui::Ui,
 };

@@ -169,7 +169,8 @@ impl<'a> Errand<'a> {
         drop(wire);
         held.map_err(|error| {
             // Why a connection broke, ssh alone knows.
-            let said = if is_lost(&error) && pipe.status().is_some() { shown(&pipe.said()) } else { String::new() };
+            let said =
+                if is_lost(&error) && pipe.status().is_some() { shown(&pipe.said()) } else { String::new() };
             if said.is_empty() { error } else { error.context(said) }
         })
     }

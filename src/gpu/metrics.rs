@@ -57,23 +57,34 @@ mod tests {
     #[test]
     fn samples_are_told_as_mlflow_tells_them_and_no_more_than_it_takes_at_once() {
         let gpu = Gpu { busy: Some(93.0), memory: Some(4.0), memory_total: Some(16.0), ..Gpu::default() };
-        let sample = Sample { at: 7, cpu: Some(50.0), memory: 1, memory_total: 4, gpus: vec![gpu], ..Sample::default() };
+        let sample = Sample {
+            at: 7,
+            cpu: Some(50.0),
+            memory: 1,
+            memory_total: 4,
+            gpus: vec![gpu],
+            ..Sample::default()
+        };
         let line = serde_json::to_string(&sample).unwrap();
         let one = batches("abc", &format!("{line}\nnonsense\n"), 3);
         assert_eq!(one.len(), 1);
         assert_eq!(one[0]["run_id"], "abc");
         let metrics = one[0]["metrics"].as_array().unwrap();
-        let of = |name: &str| metrics.iter().find(|metric| metric["key"] == format!("system/{name}")).cloned();
-        let busy = json!({ "key": "system/gpu_0_utilization_percentage", "value": 93.0, "timestamp": 7, "step": 3 });
+        let of =
+            |name: &str| metrics.iter().find(|metric| metric["key"] == format!("system/{name}")).cloned();
+        let busy =
+            json!({ "key": "system/gpu_0_utilization_percentage", "value": 93.0, "timestamp": 7, "step": 3 });
         assert_eq!(of("gpu_0_utilization_percentage"), Some(busy));
         assert_eq!(of("gpu_0_memory_usage_percentage").unwrap()["value"], 25.0);
         assert_eq!(of("system_memory_usage_percentage").unwrap()["value"], 25.0);
         assert_eq!(of("gpu_0_power_usage_watts"), None, "what a card does not know is not said");
         assert_eq!(of("disk_usage_percentage"), None, "no share of nothing");
-        let many = batches("abc", &format!("{line}\n").repeat(500), 0);
-        assert!(many.len() > 4 && many.iter().all(|batch| batch["metrics"].as_array().unwrap().len() <= 1000));
+        let many = batches("abc", &format!("{line}\n").repeat(600), 0);
+        assert!(
+            many.len() > 4 && many.iter().all(|batch| batch["metrics"].as_array().unwrap().len() <= 1000)
+        );
         let last = many.last().unwrap()["metrics"].as_array().unwrap().last().unwrap()["step"].clone();
-        assert_eq!(last, 499);
+        assert_eq!(last, 599);
         assert_eq!(batches("abc", "", 0), Vec::<Value>::new());
     }
 }

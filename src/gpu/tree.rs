@@ -118,8 +118,10 @@ fn ensure_code(found: &[Found], project: &Path) -> Result<()> {
         return Ok(());
     }
     let largest = found.iter().max_by_key(|found| found.stamp.len);
-    let largest = largest.and_then(|found| found.path.as_ref().ok().map(|path| (path, found.stamp.len >> 20)));
-    let largest = largest.map(|(path, mib)| format!("; the largest is {path} of {mib} MiB")).unwrap_or_default();
+    let largest =
+        largest.and_then(|found| found.path.as_ref().ok().map(|path| (path, found.stamp.len >> 20)));
+    let largest =
+        largest.map(|(path, mib)| format!("; the largest is {path} of {mib} MiB")).unwrap_or_default();
     let (files, mib) = (found.len(), bytes >> 20);
     Err(anyhow!("{} has {files} files of {mib} MiB, which is more than code{largest}", project.display()))
         .or_try("name what is no code in .gitignore, and send data with --data")
@@ -177,7 +179,11 @@ fn all(dir: &Beneath, say: &dyn Fn(&str)) -> Result<Vec<Found>> {
     });
     let words: Vec<_> = left.iter().map(|name| (*name).to_owned()).collect();
     if !words.is_empty() {
-        say(&format!("{} is no git checkout: everything goes but {}", dir.path().display(), words.join(", ")));
+        say(&format!(
+            "{} is no git checkout: everything goes but {}",
+            dir.path().display(),
+            words.join(", ")
+        ));
     }
     Ok(found)
 }
@@ -203,7 +209,8 @@ fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
                 let hash = match known.get(&path) {
                     Some((then, hash)) if *then == stamp => hash.clone(),
                     _ => {
-                        let (mut file, stamp) = dir.read(&path)?.with_context(|| format!("{path} went away"))?;
+                        let (mut file, stamp) =
+                            dir.read(&path)?.with_context(|| format!("{path} went away"))?;
                         let (hash, len) = digest(&mut file).with_context(|| format!("reading {path}"))?;
                         ensure!(len == stamp.len, "{path} changed while it was read");
                         known.insert(path.clone(), (stamp, hash.clone()));
@@ -306,7 +313,7 @@ fn contents(dir: &Beneath, tree: &Tree, lacks: &[usize], to: &mut impl Write) ->
         let entry = tree.0.get(*index).context("it asked for a file that is in no list")?;
         let What::File { len, hash, .. } = &entry.what else { continue };
         let changed = || anyhow::Error::new(Changed(entry.path.clone()));
-        let (file, _) = dir.read(&entry.path)?.with_context(changed)?;
+        let Some((file, _)) = dir.read(&entry.path)? else { return Err(changed()) };
         let (mut file, mut seen) = (file.take(*len), Sha256::new());
         let mut left = *len;
         while left > 0 {

@@ -38,7 +38,8 @@ impl TryFrom<String> for Rel {
             "it has control characters"
         } else if text.split('/').any(|name| matches!(name, "" | "." | "..")) {
             "it has `.`, `..` or an empty name in it"
-        } else if text.len() > 1024 || text.split('/').count() > 32 || text.split('/').any(|n| n.len() > 255) {
+        } else if text.len() > 1024 || text.split('/').count() > 32 || text.split('/').any(|n| n.len() > 255)
+        {
             "it is too long"
         } else {
             return Ok(Self(text));
@@ -52,7 +53,8 @@ impl TryFrom<&Path> for Rel {
     type Error = String;
 
     fn try_from(path: &Path) -> Result<Self, Self::Error> {
-        let text = path.to_str().ok_or_else(|| format!("{path:?} is not taken as a path: it is not UTF-8"))?;
+        let text =
+            path.to_str().ok_or_else(|| format!("{path:?} is not taken as a path: it is not UTF-8"))?;
         text.to_owned().try_into()
     }
 }
@@ -134,8 +136,7 @@ pub struct Beneath {
     path: PathBuf,
 }
 
-const DIR: OFlag =
-    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
+const DIR: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
 
 impl Beneath {
     /// `path` itself is believed, and may lead through links. None: there is no such directory.
@@ -221,7 +222,8 @@ impl Beneath {
             let mut key = [0; 8];
             getrandom::fill(&mut key).map_err(|e| anyhow!("{e}"))?;
             let temp = format!("{PART}{:016x}", u64::from_ne_bytes(key));
-            let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let flags =
+                OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file = openat(&dir, temp.as_str(), flags, Mode::from_bits_truncate(0o600))?;
             Ok(Part { dir, temp, name: name.into(), file: file.into(), kept: false })
         };
@@ -233,11 +235,8 @@ impl Beneath {
         let (dir, name) = rel.split();
         let open = || -> Result<File> {
             let dir = self.dir(dir, true)?;
-            let flags = OFlag::O_WRONLY
-                | OFlag::O_CREAT
-                | OFlag::O_NOFOLLOW
-                | OFlag::O_CLOEXEC
-                | OFlag::O_NONBLOCK;
+            let flags =
+                OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
             let mut file = File::from(openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?);
             ensure!(file.metadata()?.is_file(), "it is no file");
             if let Some((uid, gid)) = owner {
@@ -502,8 +501,24 @@ mod tests {
         let far = "a/".repeat(600) + "a";
         let deep = "a/".repeat(32) + "a";
         for bad in [
-            "", "/", "/etc/passwd", "..", "../a", "a/..", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b", "a\nb",
-            "a\x1b[2J", "\u{9b}31m", &long, &far, &deep,
+            "",
+            "/",
+            "/etc/passwd",
+            "..",
+            "../a",
+            "a/..",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a/.",
+            "a\0b",
+            "a\nb",
+            "a\x1b[2J",
+            "\u{9b}31m",
+            &long,
+            &far,
+            &deep,
         ] {
             assert!(Rel::new(bad).is_err(), "{bad:?}");
         }

@@ -27,6 +27,11 @@ pub struct Bounds {
     pub whole: Duration,
 }
 
+/// Where one hears somebody.
+pub type Ear = Box<dyn Read + Send>;
+/// How one speaks to somebody.
+pub type Mouth = Box<dyn Write + Send>;
+
 /// A process that is spoken with. Dropped, it is ended.
 pub struct Pipe {
     child: Child,
@@ -70,11 +75,7 @@ const TAIL: usize = 4096;
 
 impl Host {
     /// Start it, to be spoken with: what it says, and what it is told.
-    pub fn pipe(
-        &self,
-        cmd: &Cmd,
-        bounds: Bounds,
-    ) -> Result<(Pipe, Box<dyn Read + Send>, Box<dyn Write + Send>)> {
+    pub fn pipe(&self, cmd: &Cmd, bounds: Bounds) -> Result<(Pipe, Ear, Mouth)> {
         let doing = || format!("starting `{cmd}`");
         let mut child = Command::new(&cmd.program)
             .args(&cmd.args)
@@ -127,7 +128,8 @@ impl Host {
     /// Start it and leave it alone: it has no terminal, outlives us, and what it says goes into `log`.
     pub fn leave_running(&self, cmd: &Cmd, log: &Path) -> Result<()> {
         let doing = || format!("starting `{cmd}`");
-        let out = fs::OpenOptions::new().append(true).create(true).open(self.path(log)).with_context(doing)?;
+        let out =
+            fs::OpenOptions::new().append(true).create(true).open(self.path(log)).with_context(doing)?;
         let mut child = Command::new(&cmd.program)
             .args(&cmd.args)
             .envs(cmd.env.iter().map(|(k, v)| (k, v)))
@@ -153,7 +155,7 @@ impl Host {
     }
 
     /// To be written on at its end; made if need be, for its owner alone.
-    pub fn append(&self, path: &Path) -> Result<Box<dyn Write + Send>> {
+    pub fn append(&self, path: &Path) -> Result<Mouth> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(path));
         Ok(Box::new(file.with_context(|| format!("opening {}", path.display()))?))
@@ -193,7 +195,10 @@ impl<T: AsFd> Patient<T> {
                 Err(e) => return Err(e.into()),
                 Ok(0) => {
                     let why = if left < self.silence { "it takes too long" } else { "it is silent" };
-                    return Err(io::Error::new(ErrorKind::TimedOut, format!("{why}: {} s", patience.as_secs())));
+                    return Err(io::Error::new(
+                        ErrorKind::TimedOut,
+                        format!("{why}: {} s", patience.as_secs()),
+                    ));
                 }
                 Ok(_) => return Ok(()),
             }

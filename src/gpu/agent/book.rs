@@ -68,7 +68,11 @@ impl<'a> Writer<'a> {
         self.to = self.host.append(&self.dir.join(name(self.begins)))?;
         let (begins, _) = pieces(self.host, &self.dir)?;
         let over = begins.len().saturating_sub(PIECES);
-        begins.iter().skip(1).take(over).try_for_each(|begins| self.host.remove(&self.dir.join(name(*begins))))
+        begins
+            .iter()
+            .skip(1)
+            .take(over)
+            .try_for_each(|begins| self.host.remove(&self.dir.join(name(*begins))))
     }
 }
 

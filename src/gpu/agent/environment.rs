@@ -230,7 +230,8 @@ fn conda(host: &Host, site: &Site, dir: &Path, wanted: &Wanted, say: &mut dyn Fn
             if !host.ask(&Cmd::new(&program, ["--version"])).is_ok_and(|out| out.ok()) {
                 continue;
             }
-            let create: &[&str] = if name == "micromamba" { &["create", "--yes"] } else { &["env", "create"] };
+            let create: &[&str] =
+                if name == "micromamba" { &["create", "--yes"] } else { &["env", "create"] };
             let args = create.iter().copied().chain(["--prefix", &dir, "--file", &file]);
             return host.run_saying(&Cmd::new(&program, args), say).map(drop);
         }
@@ -289,7 +290,17 @@ impl Uv {
             .context("fetching uv, which installs the rest")
             .or_try("sudo apt-get install python3-venv, or take an image with uv")?;
         let pip = dir.join("bin/python").display().to_string();
-        let args = ["-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary", ":all:", "-r", "/dev/stdin"];
+        let args = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+            "-r",
+            "/dev/stdin",
+        ];
         let pip = Cmd::new(&pip, args).env("PIP_USER", "0").env("PIP_NO_INPUT", "1").stdin(UV);
         if let Err(e) = host.run_saying(&pip, say) {
             let hint = python::hint(&format!("{e:#}"));
@@ -309,7 +320,8 @@ pub fn check_gpu(host: &Host) -> Result<()> {
     // Not there is an answer: a machine without a GPU.
     let Ok(out) = host.ask(&Cmd::new("timeout", ["30", "nvidia-smi", "-L"])) else { return Ok(()) };
     match out.code {
-        0 | 127 => Ok(()),
+        // 126: a directory in the path that this user may not look into.
+        0 | 126 | 127 => Ok(()),
         124 => bail!("nvidia-smi does not answer: the driver is not well"),
         code => bail!("nvidia-smi ends in {code}: {} {}", out.stdout.trim(), out.stderr.trim()),
     }

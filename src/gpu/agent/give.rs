@@ -40,7 +40,8 @@ pub fn list(host: &Host, site: &Site) -> Result<Vec<Offered>> {
         }
         let Some(dir) = dir(host, site, root)? else { continue };
         for Found { path, kind, stamp, .. } in dir.walk_some(MOST)? {
-            let wanted = root == Root::Out || path.as_ref().is_ok_and(|path| out.iter().any(|out| is_in(path, out)));
+            let wanted =
+                root == Root::Out || path.as_ref().is_ok_and(|path| out.iter().any(|out| is_in(path, out)));
             if !wanted {
                 continue;
             }

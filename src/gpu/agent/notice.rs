@@ -60,9 +60,13 @@ mod tests {
     #[test]
     fn only_what_ends_the_machine_is_an_end() {
         let event = |kind: &str| json!({ "DocumentIncarnation": 1, "Events": [{ "EventType": kind }] });
-        for (kind, expected) in
-            [("Preempt", true), ("Terminate", true), ("Reboot", false), ("Freeze", false), ("Redeploy", false)]
-        {
+        for (kind, expected) in [
+            ("Preempt", true),
+            ("Terminate", true),
+            ("Reboot", false),
+            ("Freeze", false),
+            ("Redeploy", false),
+        ] {
             assert_eq!(is_taken(&event(kind)), expected, "{kind}");
         }
         assert!(!is_taken(&json!({ "DocumentIncarnation": 0, "Events": [] })));
@@ -73,7 +77,11 @@ mod tests {
     fn a_notice_arrives_after_trouble_and_silence() {
         let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/events", server.local_addr().unwrap());
-        let answers = ["HTTP/1.1 500 No\r\nConnection: close\r\n\r\n", "", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Events\":[{\"EventType\":\"Preempt\"}]}"];
+        let answers = [
+            "HTTP/1.1 500 No\r\nConnection: close\r\n\r\n",
+            "",
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"Events\":[{\"EventType\":\"Preempt\"}]}",
+        ];
         let serving = std::thread::spawn(move || {
             let mut asked = String::new();
             for answer in answers {

@@ -81,7 +81,7 @@ impl Sampler {
             Ok(out) if out.ok() => out.stdout.lines().filter_map(gpu).collect(),
             Ok(out) => {
                 // There is none, and there will be none.
-                self.no_gpu = out.code == 127;
+                self.no_gpu = matches!(out.code, 126 | 127);
                 Vec::new()
             }
             Err(_) => Vec::new(),
@@ -91,7 +91,8 @@ impl Sampler {
 
 /// Busy and all, from the first line of /proc/stat: proc(5).
 fn processor(stat: &str) -> Option<(u64, u64)> {
-    let times: Vec<u64> = stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    let times: Vec<u64> =
+        stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // A guest's time is in its host's already.
     let all: u64 = times.iter().take(8).sum();
     let idle = times.get(3)? + times.get(4)?;

@@ -51,9 +51,8 @@ pub fn standing(host: &Host, site: &Site) -> Result<Standing> {
 /// The keeper is at work, or has done it, when this returns. Started twice, it starts once. `user` is whom the script
 /// runs as; we are root then.
 pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
-    let is_done = || -> Result<bool> {
-        Ok(!matches!(standing(host, site)?, Standing::Waiting | Standing::Unwatched))
-    };
+    let is_done =
+        || -> Result<bool> { Ok(!matches!(standing(host, site)?, Standing::Waiting | Standing::Unwatched)) };
     if is_done()? {
         return Ok(());
     }
@@ -152,7 +151,8 @@ mod tests {
         let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u")).unwrap();
         let start = "User=u\nExecStart=/b/echoes-appliance agent watch --home /home/u/.echoes --run esn-1\n";
         assert!(text.contains(start), "{text}");
-        for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")] {
+        for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")]
+        {
             assert!(super::text(&site(home), program, Some(user)).is_err(), "{home} {program} {user}");
         }
     }

@@ -108,13 +108,7 @@ fn finish(host: &Host, site: &Site, exit: Exit) -> Result<()> {
     write(host, &site.exit(), &exit)
 }
 
-fn keep(
-    host: &Host,
-    site: &Site,
-    order: &Order,
-    begun: &Begun,
-    mut log: Writer<'_>,
-) -> Result<Option<Exit>> {
+fn keep(host: &Host, site: &Site, order: &Order, begun: &Begun, mut log: Writer<'_>) -> Result<Option<Exit>> {
     let signals = signals()?;
     let cmd = Cmd::new("/proc/self/exe", site.words("exec"));
     let (mut script, pipe) = host.listen(&cmd)?;
@@ -356,8 +350,12 @@ mod tests {
         let secrets = vec![pair("MLFLOW_TRACKING_PASSWORD", "s3")];
         let inherited = |name: &str| (name == "PATH").then(|| "/bin".to_owned());
         let cmd = command(&site, &order, &begun, &secrets, &made, Path::new("/home/u"), &inherited);
-        assert_eq!(cmd.to_string(), "/h/envs/k/bin/python -u /h/runs/r/code/experiments/train.py --epochs 5 0");
-        let value = |name: &str| cmd.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        assert_eq!(
+            cmd.to_string(),
+            "/h/envs/k/bin/python -u /h/runs/r/code/experiments/train.py --epochs 5 0"
+        );
+        let value =
+            |name: &str| cmd.env.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
         for (name, expected) in [
             ("PATH", "/h/envs/k/bin:/bin"),
             ("PYTHONPATH", "/h/runs/r/code:/h/runs/r/code/src:lib"),

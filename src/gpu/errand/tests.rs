@@ -27,7 +27,8 @@ fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let program = own.parent().unwrap().parent().unwrap().join("echoes-appliance");
     let built = |path: &Path| path.metadata().and_then(|meta| meta.modified());
-    let built_at = built(&program).unwrap_or_else(|e| panic!("{}: {e}; run `cargo build`", program.display()));
+    let built_at =
+        built(&program).unwrap_or_else(|e| panic!("{}: {e}; run `cargo build`", program.display()));
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gpu");
     let mut dirs = vec![sources];
     while let Some(dir) = dirs.pop() {
@@ -144,7 +145,8 @@ impl World {
         for entry in fs::read_dir("/proc").unwrap() {
             let path = entry.unwrap().path();
             let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-            let text = ["cmdline", "environ"].map(|name| fs::read(path.join(name)).unwrap_or_default()).concat();
+            let text =
+                ["cmdline", "environ"].map(|name| fs::read(path.join(name)).unwrap_or_default()).concat();
             if pid != std::process::id() as i32 && String::from_utf8_lossy(&text).contains(word) {
                 alive.push(pid);
             }
@@ -194,14 +196,15 @@ fn a_run(world: &World) {
     assert_eq!(world.here("project/made/deep/plot"), "plot\n");
     assert!(world.here("samples.jsonl").starts_with("{\"at\":"));
     let names = |dir: &str| {
-        let mut names: Vec<_> = fs::read_dir(world.at(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(world.at(dir)).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names
     };
     assert_eq!(names("results/r1"), ["log.txt", "out", "project", "samples.jsonl"]);
     assert_eq!(names("results/r1/out"), ["checkpoints", "seen"]);
     let said = world.said.lock().unwrap().join("\n");
-    assert!(said.contains("link is left on the machine: it is a link to /etc/passwd"), "{said}");
+    assert!(said.contains("\"link\" is left on the machine: it is a link to /etc/passwd"), "{said}");
 }
 
 #[test]
@@ -294,7 +297,9 @@ fn when_its_time_is_up_nothing_of_it_goes_on() {
 
 #[test]
 fn a_script_that_is_asked_to_end_may_say_its_last_words() {
-    let world = World::new("trap 'echo saved > \"$ECHOES_OUT/checkpoint\"; exit 0' TERM; echo up; while :; do sleep 0.1; done");
+    let world = World::new(
+        "trap 'echo saved > \"$ECHOES_OUT/checkpoint\"; exit 0' TERM; echo up; while :; do sleep 0.1; done",
+    );
     world.prepared_and_started();
     world.until("it is up", || {
         world.fetched();
@@ -343,7 +348,9 @@ while :; do sleep 0.1; done
 
 #[test]
 fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
-    let world = World::new("n=$(cat \"$ECHOES_OUT/steps\" 2>/dev/null || echo 0); echo $((n + 1)) > \"$ECHOES_OUT/steps\"");
+    let world = World::new(
+        "n=$(cat \"$ECHOES_OUT/steps\" 2>/dev/null || echo 0); echo $((n + 1)) > \"$ECHOES_OUT/steps\"",
+    );
     world.prepared_and_started();
     world.ended();
     assert!(world.fetched());
@@ -391,7 +398,8 @@ struct Sshd {
 
 impl Sshd {
     fn start(dir: &Path) -> Option<Self> {
-        let sshd = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
+        let sshd =
+            ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|path| Path::new(path).exists());
         let Some(sshd) = sshd.filter(|_| nix::unistd::geteuid().is_root()) else {
             eprintln!("SKIPPED: a machine over ssh: there is no sshd here, or we are not root");
             return None;
@@ -400,7 +408,8 @@ impl Sshd {
         fs::create_dir_all("/run/sshd").unwrap();
         let at = |name: &str| dir.join(name).display().to_string();
         for key in ["host", "user"] {
-            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).status();
+            let made =
+                Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).status();
             assert!(made.unwrap().success());
         }
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -433,7 +442,8 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         let control = format!("ControlPath={}", self.ssh.control.display());
-        let bye = Command::new("ssh").args(["-o", &control, "-O", "exit", "x"]).stderr(Stdio::null()).status();
+        let bye =
+            Command::new("ssh").args(["-o", &control, "-O", "exit", "x"]).stderr(Stdio::null()).status();
         let _ = (bye, self.child.kill(), self.child.wait());
     }
 }
@@ -460,7 +470,8 @@ fn a_machine_with_another_key_is_not_talked_to() {
     let line = fs::read_to_string(other).unwrap();
     fs::write(keys.path().join("known"), format!("[127.0.0.1]:{} {line}", sshd.ssh.port)).unwrap();
     world.machine.target = Target::Ssh(sshd.ssh.clone());
-    let error = format!("{:#}", world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap_err()));
+    let error =
+        format!("{:#}", world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap_err()));
     assert!(error.contains("Host key verification failed"), "{error}");
     assert!(!world.at("machine").exists(), "nothing was sent");
 }

@@ -122,8 +122,20 @@ fn names_that_lead_elsewhere_are_left_and_the_rest_comes() {
     let deep = "d/".repeat(40) + "x";
     let long = "n".repeat(300);
     let bad = [
-        "../else/kept", "/etc/passwd", "a/../../x", "", ".", "..", "a//b", "nul\0", "line\nbreak", "\u{1b}[2J",
-        ".echoes-part-1", "a/.echoes-part-2", &deep, &long,
+        "../else/kept",
+        "/etc/passwd",
+        "a/../../x",
+        "",
+        ".",
+        "..",
+        "a//b",
+        "nul\0",
+        "line\nbreak",
+        "\u{1b}[2J",
+        ".echoes-part-1",
+        "a/.echoes-part-2",
+        &deep,
+        &long,
     ];
     let mut offers: Vec<_> = bad.iter().map(|path| offered(path, 1)).collect();
     offers.push(Offered { not: Some("it is a link to /etc\x1b[2J".into()), ..offered("link", 1) });
@@ -143,7 +155,7 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
     std::fs::rename(out.join("d"), out.join("moved")).unwrap();
     std::os::unix::fs::symlink("../../../else", out.join("d")).unwrap();
     story.fetch(&[true], giving(vec![offered("d/kept", 1)], b"x")).unwrap();
-    assert!(story.said().contains("d/kept is left on the machine"), "{}", story.said());
+    assert!(story.said().contains("\"d/kept\" is left on the machine"), "{}", story.said());
     // The same under way, between the beginning of a file and its end.
     std::fs::remove_file(out.join("d")).unwrap();
     let swapped = out.clone();
@@ -169,7 +181,7 @@ fn a_file_that_becomes_a_directory_harms_no_other() {
     let offers = vec![offered("a/b", 1), offered("c", 1)];
     assert!(story.fetch(&[true], giving(offers, b"x")).unwrap());
     assert_eq!(story.here(), [("out/a".into(), 1), ("out/c".into(), 1)]);
-    assert!(story.said().contains("a/b is left on the machine"), "{}", story.said());
+    assert!(story.said().contains("\"a/b\" is left on the machine"), "{}", story.said());
 }
 
 #[test]
@@ -185,7 +197,9 @@ fn a_lie_about_a_file_is_found_out_and_nothing_of_it_stays() {
             }
             sending.end()
         }),
-        ("came as something else", |wire| give(wire, b"abcd").and_then(|()| wire.tell(&Some("0".repeat(64))))),
+        ("came as something else", |wire| {
+            give(wire, b"abcd").and_then(|()| wire.tell(&Some("0".repeat(64))))
+        }),
         ("was expected", |wire| wire.tell(&"a word")),
         ("no more disk", |wire| Err(anyhow!("no more disk")).inspect_err(|error| wire.break_off(error))),
         ("not expected", |wire| give(wire, b"abcd").and_then(|()| wire.tell(&7))),
@@ -214,13 +228,17 @@ fn there_is_an_end_to_what_is_taken() {
     let big = |name: &str| offered(name, 90);
     story.fetch(&[true], giving(vec![big("b"), big("c")], ninety)).unwrap();
     assert_eq!(story.here().len(), 2);
-    assert!(story.said().contains("c is left on the machine: all of it is more than"), "{}", story.said());
+    assert!(
+        story.said().contains("\"c\" is left on the machine: all of it is more than"),
+        "{}",
+        story.said()
+    );
     let endless = (0..5000).map(|n| offered(&format!("f{n}"), 1)).collect();
     story.fetch(&[true], giving(endless, b"x")).unwrap();
     assert!(story.here().len() <= 2 + 10, "{}", story.here().len());
     story.quota.free = u64::MAX;
     story.fetch(&[true], giving(vec![offered("late", 1)], b"x")).unwrap();
-    assert!(story.said().contains("late is left on the machine: there is no room"), "{}", story.said());
+    assert!(story.said().contains("\"late\" is left on the machine: there is no room"), "{}", story.said());
 }
 
 #[test]
@@ -268,7 +286,8 @@ fn books_are_read_on_and_a_gap_is_shown() {
     assert!(!story.fetch(&[false], book(b"one\ntwo\n", 0)).unwrap());
     assert_eq!(log(), "one\ntwo\n");
     // What a crash left between the writing and the note is written again.
-    let mut file = std::fs::OpenOptions::new().append(true).open(story.root.path().join("results/r/log.txt")).unwrap();
+    let mut file =
+        std::fs::OpenOptions::new().append(true).open(story.root.path().join("results/r/log.txt")).unwrap();
     file.write_all(b"torn").unwrap();
     assert!(story.fetch(&[true], book(b"one\ntwo\nthree\n", 0)).unwrap());
     assert_eq!(log(), "one\ntwo\nthree\n");

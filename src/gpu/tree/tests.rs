@@ -81,7 +81,8 @@ fn mirrored(from: &Path, to: &Path) -> Result<Sent> {
 
 #[test]
 fn what_is_there_is_exactly_what_is_here() {
-    let (from, to) = (directory(&[("a.py", "a"), ("src/b.py", "b"), ("run", "#!"), ("empty", "")]), directory(&[]));
+    let (from, to) =
+        (directory(&[("a.py", "a"), ("src/b.py", "b"), ("run", "#!"), ("empty", "")]), directory(&[]));
     let there = to.path().join("tree");
     std::fs::set_permissions(from.path().join("run"), std::fs::Permissions::from_mode(0o755)).unwrap();
     symlink("src/b.py", from.path().join("link")).unwrap();
@@ -139,7 +140,8 @@ fn a_killed_transfer_is_gone_on_with_and_is_never_taken_for_whole() {
 #[test]
 fn a_file_that_changes_under_way_is_noticed_however_it_changes() {
     let host = Host::new("/", System);
-    let changes: [(&str, fn(&Path)); 5] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
         ("longer", |path| std::fs::write(path, "12345").unwrap()),
         ("shorter", |path| std::fs::write(path, "123").unwrap()),
         ("other", |path| std::fs::write(path, "abcd").unwrap()),
@@ -235,7 +237,13 @@ fn of_a_checkout_goes_what_git_tracks_and_what_it_does_not_ignore() {
     let say = |line: &str| said.lock().unwrap().push(line.to_owned());
     let (_, tree) = code(&Host::new("/", System), dir, &say).unwrap();
     let expected = [
-        ".gitignore", "forced.pt", "inner/.gitignore", "inner/own.py", "keep.pt", "lib/.gitignore", "lib/a b.py",
+        ".gitignore",
+        "forced.pt",
+        "inner/.gitignore",
+        "inner/own.py",
+        "keep.pt",
+        "lib/.gitignore",
+        "lib/a b.py",
         "train.py",
     ];
     assert_eq!(names(&tree), expected);
