@@ -9,7 +9,7 @@ use crate::{
     gpu::{
         agent::site::{Begun, read},
         spec::RunId,
-        target::{Ssh, Target},
+        target::Ssh,
     },
     host::System,
     patience::Patience,
@@ -103,6 +103,7 @@ impl World {
         let given = Given {
             user: self.user.clone(),
             data: self.at("data"),
+            placed: None,
             results: self.at("results"),
             owner: None,
             memory: self.at("memory"),
@@ -361,6 +362,59 @@ fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
     world.ended();
     assert!(world.fetched());
     assert_eq!(world.here("out/steps"), "2\n");
+}
+
+/// A package as small as they get, in the project itself: what is tried is our part, not an index.
+const TINY: &str = "import zipfile; z = zipfile.ZipFile('tiny-1.0-py3-none-any.whl', 'w'); d = 'tiny-1.0.dist-info/'; \
+    z.writestr('tiny.py', 'word = \"tiny\"'); \
+    z.writestr(d + 'METADATA', 'Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n'); \
+    z.writestr(d + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n'); \
+    z.writestr(d + 'RECORD', 'tiny.py,,\\n' + d + 'METADATA,,\\n' + d + 'WHEEL,,\\n' + d + 'RECORD,,\\n'); z.close()";
+
+#[test]
+fn an_environment_is_made_once_and_the_code_is_found_in_it() {
+    let mut world = World::new("");
+    let project = world.at("project");
+    let done = Command::new("python3").args(["-c", TINY]).current_dir(&project).status().unwrap();
+    assert!(done.success());
+    fs::write(project.join("requirements.txt"), "--no-index\n--find-links .\n-e .\ntiny==1.0\n").unwrap();
+    fs::create_dir_all(project.join("src/ours")).unwrap();
+    fs::write(project.join("src/ours/__init__.py"), "word = 'ours'").unwrap();
+    fs::write(
+        project.join("deep/train.py"),
+        "import sys, tiny, ours; print(tiny.word, ours.word, sys.prefix)",
+    )
+    .unwrap();
+    world.spec.script = "deep/train.py".into();
+    let prepared = world.with(|errand| errand.prepare(&world.spec, &world.machine));
+    if let Err(error) = prepared {
+        // Only uv itself comes from elsewhere.
+        let error = format!("{error:#}");
+        assert!(error.contains("fetching uv"), "{error}");
+        eprintln!("SKIPPED: making an environment: uv cannot be fetched from here");
+        return;
+    }
+    world.with(|errand| errand.start(&world.spec, &world.machine).unwrap());
+    assert_eq!(world.ended(), Exit::Code(0));
+    assert!(world.fetched());
+    let envs = world.at("machine/envs");
+    assert!(
+        world.here("log.txt").starts_with(&format!("tiny ours {}/", envs.display())),
+        "{}",
+        world.here("log.txt")
+    );
+    world.said.lock().unwrap().clear();
+    world.spec.run = RunId::try_from("r2".to_owned()).unwrap();
+    world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap());
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.ends_with("the environment is there already"), "{said}");
+    // One that a crash left is not taken for whole.
+    let made =
+        fs::read_dir(&envs).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    fs::remove_file(made.join(".complete")).unwrap();
+    fs::remove_file(made.join("bin/python")).unwrap();
+    world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap());
+    assert!(made.join("bin/python").exists() && made.join(".complete").exists());
 }
 
 #[test]
