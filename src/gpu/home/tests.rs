@@ -175,6 +175,16 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
 }
 
 #[test]
+fn what_a_power_cut_left_of_a_file_is_gone_at_the_next_look() {
+    let story = Story::new();
+    let out = story.root.path().join("results/r/out/deep");
+    std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(out.join(".echoes-part-0123"), "half").unwrap();
+    story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
+    assert_eq!(story.here(), [("out/a".into(), 1)]);
+}
+
+#[test]
 fn a_file_that_becomes_a_directory_harms_no_other() {
     let story = Story::new();
     story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
