@@ -65,7 +65,7 @@ impl Here {
             std::thread::sleep(Duration::from_millis(10));
         }
         let code = here.path("code");
-        fs::create_dir_all(code.join(".git")).unwrap();
+        fs::create_dir(&code).unwrap();
         fs::write(code.join("train.py"), SCRIPT).unwrap();
         fs::create_dir(here.path("data")).unwrap();
         Some(here)
@@ -88,8 +88,7 @@ impl Here {
             .args(arguments)
             .env("API_KEY", "hunter2")
             .env_remove("SUDO_USER")
-            .stdin(Stdio::null())
-            .current_dir(self.path("code"));
+            .stdin(Stdio::null());
         command
     }
 
@@ -98,8 +97,8 @@ impl Here {
     }
 
     fn gpu_run(&self, name: &str, steps: &str, more: &[&str]) -> Vec<String> {
-        let first = ["gpu-run", "train.py", "--provider", "local", "--name", name];
-        let here = self.dir.path().to_str().unwrap();
+        let (script, here) = (self.path("code/train.py"), self.dir.path().to_str().unwrap());
+        let first = ["gpu-run", script.to_str().unwrap(), "--provider", "local", "--name", name];
         [&first, more, &["--", here, steps]].concat().into_iter().map(Into::into).collect()
     }
 
@@ -114,25 +113,36 @@ impl Here {
     fn until(&self, what: &str, seen: impl Fn() -> bool) {
         let since = Instant::now();
         while !seen() {
-            assert!(
-                since.elapsed() < Duration::from_secs(60),
-                "{what} did not come; see {}",
-                self.dir.path().display()
-            );
+            assert!(since.elapsed() < Duration::from_secs(60), "{what} did not come: {}", self.logs());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// The driver of a run, by its own words.
-    fn driver(&self, run: &str) -> Option<i32> {
-        fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+    /// What drivers have said.
+    fn logs(&self) -> String {
+        let dirs = fs::read_dir(self.inside(RUNS)).into_iter().flatten().flatten();
+        dirs.filter_map(|dir| fs::read_to_string(dir.path().join("driver.log")).ok()).collect()
+    }
+
+    /// The drivers that are ours, with their runs, by their own words.
+    fn drivers(&self) -> Vec<(i32, String)> {
+        let data = format!("data.path={}", self.path("data").display());
+        let driver = |entry: fs::DirEntry| {
             let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-            let ours = words.windows(3).any(|w| w == [b"gpu".as_slice(), b"drive", run.as_bytes()])
-                && words.first().is_some_and(|program| program.ends_with(b"echoes-appliance"))
-                && words.iter().any(|word| word.ends_with(self.path("data").to_str().unwrap().as_bytes()));
-            ours.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
-        })
+            let words: Vec<String> = line
+                .split(|byte| *byte == 0)
+                .map(|word| String::from_utf8_lossy(word).into_owned())
+                .collect();
+            let at = words.windows(2).position(|pair| pair == ["gpu", "drive"])?;
+            let ours = words[0].ends_with("echoes-appliance") && words.contains(&data);
+            ours.then(|| Some((entry.file_name().to_str()?.parse().ok()?, words.get(at + 2)?.clone())))
+                .flatten()
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(driver).collect()
+    }
+
+    fn driver(&self, run: &str) -> Option<i32> {
+        self.drivers().into_iter().find(|(_, of)| of == run).map(|(id, _)| id)
     }
 
     fn starts(&self) -> usize {
@@ -159,6 +169,9 @@ impl Here {
 
 impl Drop for Here {
     fn drop(&mut self) {
+        for (id, _) in self.drivers() {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::SIGKILL);
+        }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }

@@ -5,9 +5,10 @@
 use super::{
     agent::site::{Ask, Look, Making, Order, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
-    job::{Exit, Job, Stand},
+    job::{Exit, Hopeless, Job, Stand},
     provider::Machine,
     spec::{Source, Spec},
+    target::Target,
     tree::{self, Changed, Known, Squeeze, Tree},
     wire::{Wire, is_lost, shown},
 };
@@ -21,6 +22,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use std::{
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -42,6 +44,8 @@ pub struct Given {
     pub user: Option<String>,
     /// Where datasets are here: `ucf101` below it.
     pub data: PathBuf,
+    /// Where they are on the machine, if they are there: a clone of the data disk that was attached.
+    pub placed: Option<PathBuf>,
     /// Where results go: a directory for each run below it.
     pub results: PathBuf,
     /// Whose they are then.
@@ -127,9 +131,25 @@ impl<'a> Errand<'a> {
                       cat > \"$new\"; set -- \"$1\" \"$2\" $(sha256sum < \"$new\"); [ \"$2\" = \"$3\" ]; \
                       chmod 755 \"$new\"; mv -f \"$new\" \"$1/echoes-appliance\"; trap - EXIT";
         let dir = dir.to_str().context("the agent's home is no UTF-8")?;
-        let cmd = Cmd::new("sh", ["-c", script, "sh", dir, self.hash()?]).stdin(program);
-        self.host.run(&machine.target.cmd(cmd)).context("bringing the agent to the machine")?;
+        let cmd = machine.target.cmd(Cmd::new("sh", ["-c", script, "sh", dir, self.hash()?]));
+        let (status, said) =
+            self.run(&cmd, &program, SENDING).context("bringing the agent to the machine")?;
+        ensure!(status == 0, "bringing the agent to the machine: exit status {status}: {said}");
         Ok(())
+    }
+
+    /// Run it over there, within bounds: a machine may take for ever. Its status, and what it complained about.
+    fn run(&self, cmd: &Cmd, input: &[u8], bounds: Bounds) -> Result<(i32, String)> {
+        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds)?;
+        // Who ends without reading it all has said why.
+        let fed = to.write_all(input);
+        drop(to);
+        let heard = from.by_ref().take(64 << 10).read_to_end(&mut Vec::new());
+        match (pipe.status(), fed.and(heard)) {
+            (Some(status), _) => Ok((status, shown(&pipe.said()))),
+            (None, Err(error)) => Err(error).with_context(|| format!("running `{}`", cmd.program)),
+            (None, Ok(_)) => bail!("`{}` does not come to an end", cmd.program),
+        }
     }
 
     fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
@@ -176,7 +196,9 @@ impl<'a> Errand<'a> {
     }
 
     fn send_code(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
-        let (dir, tree) = tree::code(self.host, &spec.project, &|line| (self.say)(line))?;
+        // What cannot be listed now cannot be listed in a minute either.
+        let code = tree::code(self.host, &spec.project, &|line| (self.say)(line));
+        let (dir, tree) = code.context(Hopeless)?;
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
         ensure_among(&tree, &script, &spec.project)?;
         wire.tell(&Ask::Code { hash: tree.hash() })?;
@@ -206,15 +228,16 @@ impl<'a> Errand<'a> {
     fn send_data(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         for name in &spec.data {
             let rel = Rel::new(name)?;
-            let at = self.given.data.join(name);
-            ensure!(self.host.exists(&at)?, "there is no dataset {name} in {}", self.given.data.display());
-            if matches!(machine.target, super::target::Target::Local) {
+            if let Some(placed) = self.placed(machine) {
+                let at = placed.join(name);
                 self.hold(spec, machine, ASKING, |wire| {
                     wire.tell(&Ask::Placed { name: rel.clone(), at: at.clone() })?;
                     wire.hear::<()>()
                 })?;
                 continue;
             }
+            let at = self.given.data.join(name);
+            ensure!(self.host.exists(&at)?, "there is no dataset {name} in {}", self.given.data.display());
             let mut known = self.known(name)?;
             let (dir, tree) = tree::data(self.host, &at, &mut known)?;
             self.remember(name, &known)?;
@@ -227,6 +250,12 @@ impl<'a> Errand<'a> {
             (self.say)(&format!("{name} is there; {} files were sent", sent.files));
         }
         Ok(())
+    }
+
+    /// Where datasets are over there, where nothing needs to be sent.
+    fn placed(&self, machine: &Machine) -> Option<&Path> {
+        let here = matches!(machine.target, Target::Local).then_some(&self.given.data);
+        self.given.placed.as_ref().or(here).map(PathBuf::as_path)
     }
 
     /// What was read of this dataset before: to read it through for each run would take as long as to send it.
@@ -280,23 +309,21 @@ impl<'a> Errand<'a> {
 
     /// Nothing of the run is left over there when this returns; what runs share stays.
     pub fn leave(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        let mut cmd = self.verb(spec, machine, "leave", true)?;
-        let out = self.host.ask(&cmd)?;
-        if out.code == 127 {
+        let leave = || self.run(&self.verb(spec, machine, "leave", true)?, b"", ASKING);
+        let (mut status, mut said) = leave().context("taking the run off its machine")?;
+        if status == 127 {
             // Nothing came so far, or somebody has tidied up: what is needed to look is brought.
             self.bring(machine)?;
-            cmd = self.verb(spec, machine, "leave", true)?;
-            self.host.run(&cmd)?;
-        } else if !out.ok() {
-            bail!("taking the run off its machine: {}", shown(out.stderr.trim()));
+            (status, said) = leave().context("taking the run off its machine")?;
         }
+        ensure!(status == 0, "taking the run off its machine: exit status {status}: {said}");
         Ok(())
     }
 
     fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        let cmd = self.verb(spec, machine, "start", true)?;
-        let out = self.host.ask(&cmd)?;
-        ensure!(out.ok(), "starting the script: {}", shown(out.stderr.trim()));
+        let start = self.verb(spec, machine, "start", true)?;
+        let (status, said) = self.run(&start, b"", ASKING).context("starting the script")?;
+        ensure!(status == 0, "starting the script: exit status {status}: {said}");
         Ok(())
     }
 }
@@ -307,6 +334,7 @@ fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!("{script} is not among the code in {}", project.display()))
+        .context(Hopeless)
         .or_try("if it is there, git ignores it: look at .gitignore")
 }
 

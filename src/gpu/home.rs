@@ -244,7 +244,7 @@ impl<'a> Home<'a> {
         let known = self.memory.left.get(&(root, path.clone())) == Some(&why);
         // Or an endless list of bad names would fill the disk with the names.
         if !known && self.memory.left.len() < 1000 {
-            (self.say)(&format!("{} is left on the machine: {}", shown(&path), shown(&why)));
+            (self.say)(&format!("{path:?} is left on the machine: {}", shown(&why)));
             self.note(Landed::Left { root, path, why })?;
         }
         Ok(())

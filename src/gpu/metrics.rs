@@ -79,12 +79,12 @@ mod tests {
         assert_eq!(of("system_memory_usage_percentage").unwrap()["value"], 25.0);
         assert_eq!(of("gpu_0_power_usage_watts"), None, "what a card does not know is not said");
         assert_eq!(of("disk_usage_percentage"), None, "no share of nothing");
-        let many = batches("abc", &format!("{line}\n").repeat(500), 0);
+        let many = batches("abc", &format!("{line}\n").repeat(600), 0);
         assert!(
             many.len() > 4 && many.iter().all(|batch| batch["metrics"].as_array().unwrap().len() <= 1000)
         );
         let last = many.last().unwrap()["metrics"].as_array().unwrap().last().unwrap()["step"].clone();
-        assert_eq!(last, 499);
+        assert_eq!(last, 599);
         assert_eq!(batches("abc", "", 0), Vec::<Value>::new());
     }
 }

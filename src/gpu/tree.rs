@@ -313,7 +313,7 @@ fn contents(dir: &Beneath, tree: &Tree, lacks: &[usize], to: &mut impl Write) ->
         let entry = tree.0.get(*index).context("it asked for a file that is in no list")?;
         let What::File { len, hash, .. } = &entry.what else { continue };
         let changed = || anyhow::Error::new(Changed(entry.path.clone()));
-        let (file, _) = dir.read(&entry.path)?.with_context(changed)?;
+        let Some((file, _)) = dir.read(&entry.path)? else { return Err(changed()) };
         let (mut file, mut seen) = (file.take(*len), Sha256::new());
         let mut left = *len;
         while left > 0 {

@@ -27,6 +27,11 @@ pub struct Bounds {
     pub whole: Duration,
 }
 
+/// Where one hears somebody.
+pub type Ear = Box<dyn Read + Send>;
+/// How one speaks to somebody.
+pub type Mouth = Box<dyn Write + Send>;
+
 /// A process that is spoken with. Dropped, it is ended.
 pub struct Pipe {
     child: Child,
@@ -70,11 +75,7 @@ const TAIL: usize = 4096;
 
 impl Host {
     /// Start it, to be spoken with: what it says, and what it is told.
-    pub fn pipe(
-        &self,
-        cmd: &Cmd,
-        bounds: Bounds,
-    ) -> Result<(Pipe, Box<dyn Read + Send>, Box<dyn Write + Send>)> {
+    pub fn pipe(&self, cmd: &Cmd, bounds: Bounds) -> Result<(Pipe, Ear, Mouth)> {
         let doing = || format!("starting `{cmd}`");
         let mut child = Command::new(&cmd.program)
             .args(&cmd.args)
@@ -154,7 +155,7 @@ impl Host {
     }
 
     /// To be written on at its end; made if need be, for its owner alone.
-    pub fn append(&self, path: &Path) -> Result<Box<dyn Write + Send>> {
+    pub fn append(&self, path: &Path) -> Result<Mouth> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(path));
         Ok(Box::new(file.with_context(|| format!("opening {}", path.display()))?))

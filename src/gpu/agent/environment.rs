@@ -320,7 +320,8 @@ pub fn check_gpu(host: &Host) -> Result<()> {
     // Not there is an answer: a machine without a GPU.
     let Ok(out) = host.ask(&Cmd::new("timeout", ["30", "nvidia-smi", "-L"])) else { return Ok(()) };
     match out.code {
-        0 | 127 => Ok(()),
+        // 126: a directory in the path that this user may not look into.
+        0 | 126 | 127 => Ok(()),
         124 => bail!("nvidia-smi does not answer: the driver is not well"),
         code => bail!("nvidia-smi ends in {code}: {} {}", out.stdout.trim(), out.stderr.trim()),
     }

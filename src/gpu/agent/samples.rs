@@ -81,7 +81,7 @@ impl Sampler {
             Ok(out) if out.ok() => out.stdout.lines().filter_map(gpu).collect(),
             Ok(out) => {
                 // There is none, and there will be none.
-                self.no_gpu = out.code == 127;
+                self.no_gpu = matches!(out.code, 126 | 127);
                 Vec::new()
             }
             Err(_) => Vec::new(),

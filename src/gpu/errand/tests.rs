@@ -9,7 +9,7 @@ use crate::{
     gpu::{
         agent::site::{Begun, read},
         spec::RunId,
-        target::{Ssh, Target},
+        target::Ssh,
     },
     host::System,
     patience::Patience,
@@ -51,6 +51,7 @@ struct World {
     spec: Spec,
     machine: Machine,
     user: Option<String>,
+    program: PathBuf,
 }
 
 impl World {
@@ -81,7 +82,15 @@ impl World {
             secrets: vec!["KEY".into()],
         };
         let machine = Machine { target: Target::Local, home: at("machine") };
-        Self { host: Host::new("/", System), said: Arc::default(), spec, machine, user: None, root }
+        Self {
+            host: Host::new("/", System),
+            said: Arc::default(),
+            spec,
+            machine,
+            user: None,
+            program: program(),
+            root,
+        }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -103,6 +112,7 @@ impl World {
         let given = Given {
             user: self.user.clone(),
             data: self.at("data"),
+            placed: None,
             results: self.at("results"),
             owner: None,
             memory: self.at("memory"),
@@ -111,7 +121,7 @@ impl World {
             authority: None,
             quota: Quota { free: 0, ..Quota::default() },
         };
-        doing(&Errand::new(&self.host, given, &say).with(program(), 1))
+        doing(&Errand::new(&self.host, given, &say).with(self.program.clone(), 1))
     }
 
     fn prepared_and_started(&self) {
@@ -204,7 +214,7 @@ fn a_run(world: &World) {
     assert_eq!(names("results/r1"), ["log.txt", "out", "project", "samples.jsonl"]);
     assert_eq!(names("results/r1/out"), ["checkpoints", "seen"]);
     let said = world.said.lock().unwrap().join("\n");
-    assert!(said.contains("link is left on the machine: it is a link to /etc/passwd"), "{said}");
+    assert!(said.contains("\"link\" is left on the machine: it is a link to /etc/passwd"), "{said}");
 }
 
 #[test]
@@ -363,6 +373,59 @@ fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
     assert_eq!(world.here("out/steps"), "2\n");
 }
 
+/// A package as small as they get, in the project itself: what is tried is our part, not an index.
+const TINY: &str = "import zipfile; z = zipfile.ZipFile('tiny-1.0-py3-none-any.whl', 'w'); d = 'tiny-1.0.dist-info/'; \
+    z.writestr('tiny.py', 'word = \"tiny\"'); \
+    z.writestr(d + 'METADATA', 'Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n'); \
+    z.writestr(d + 'WHEEL', 'Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n'); \
+    z.writestr(d + 'RECORD', 'tiny.py,,\\n' + d + 'METADATA,,\\n' + d + 'WHEEL,,\\n' + d + 'RECORD,,\\n'); z.close()";
+
+#[test]
+fn an_environment_is_made_once_and_the_code_is_found_in_it() {
+    let mut world = World::new("");
+    let project = world.at("project");
+    let done = Command::new("python3").args(["-c", TINY]).current_dir(&project).status().unwrap();
+    assert!(done.success());
+    fs::write(project.join("requirements.txt"), "--no-index\n--find-links .\n-e .\ntiny==1.0\n").unwrap();
+    fs::create_dir_all(project.join("src/ours")).unwrap();
+    fs::write(project.join("src/ours/__init__.py"), "word = 'ours'").unwrap();
+    fs::write(
+        project.join("deep/train.py"),
+        "import sys, tiny, ours; print(tiny.word, ours.word, sys.prefix)",
+    )
+    .unwrap();
+    world.spec.script = "deep/train.py".into();
+    let prepared = world.with(|errand| errand.prepare(&world.spec, &world.machine));
+    if let Err(error) = prepared {
+        // Only uv itself comes from elsewhere.
+        let error = format!("{error:#}");
+        assert!(error.contains("fetching uv"), "{error}");
+        eprintln!("SKIPPED: making an environment: uv cannot be fetched from here");
+        return;
+    }
+    world.with(|errand| errand.start(&world.spec, &world.machine).unwrap());
+    assert_eq!(world.ended(), Exit::Code(0));
+    assert!(world.fetched());
+    let envs = world.at("machine/envs");
+    assert!(
+        world.here("log.txt").starts_with(&format!("tiny ours {}/", envs.display())),
+        "{}",
+        world.here("log.txt")
+    );
+    world.said.lock().unwrap().clear();
+    world.spec.run = RunId::try_from("r2".to_owned()).unwrap();
+    world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap());
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.ends_with("the environment is there already"), "{said}");
+    // One that a crash left is not taken for whole.
+    let made =
+        fs::read_dir(&envs).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    fs::remove_file(made.join(".complete")).unwrap();
+    fs::remove_file(made.join("bin/python")).unwrap();
+    world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap());
+    assert!(made.join("bin/python").exists() && made.join(".complete").exists());
+}
+
 #[test]
 fn a_script_that_is_not_sent_is_missed_before_anything_is_made() {
     let mut world = World::new("true");
@@ -388,6 +451,114 @@ fn an_agent_that_came_in_half_is_not_run() {
         let lying = errand.there(&world.machine).unwrap().parent().unwrap().join("0".repeat(64));
         assert!(!lying.exists());
     });
+}
+
+/// Carries so many bytes from its input to a program's, and so many back, and then is gone.
+const CUT: &str = r#"
+import os, subprocess, sys, threading
+there, back = int(sys.argv[1]), int(sys.argv[2])
+child = subprocess.Popen(sys.argv[3:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def carry(source, to, left):
+    while left > 0:
+        some = os.read(source, min(left, 65536))
+        if not some:
+            break
+        os.write(to, some)
+        left -= len(some)
+    os._exit(1) if left <= 0 else os.close(to)
+threading.Thread(target=carry, args=(0, child.stdin.fileno(), there), daemon=True).start()
+carry(child.stdout.fileno(), 1, back)
+os._exit(child.wait())
+"#;
+
+/// Connections that break after so many bytes on their way there, and on their way back.
+struct Cutting(PathBuf);
+
+impl Cutting {
+    /// Puts itself between the world and its agent.
+    fn between(world: &mut World) -> Self {
+        let script = format!(
+            "#!/bin/sh\n[ \"$2\" = attend ] && [ -e {dir}/there ] || exec {program} \"$@\"\n\
+             exec python3 -c '{CUT}' $(cat {dir}/there) $(cat {dir}/back) {program} \"$@\"\n",
+            dir = world.root.path().display(),
+            program = world.program.display(),
+        );
+        world.program = world.at("cutting");
+        fs::write(&world.program, script).unwrap();
+        fs::set_permissions(&world.program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self(world.root.path().into())
+    }
+
+    fn after(&self, there: usize, back: usize) {
+        fs::write(self.0.join("back"), back.to_string()).unwrap();
+        fs::write(self.0.join("there"), there.to_string()).unwrap();
+    }
+
+    fn never(&self) {
+        fs::remove_file(self.0.join("there")).unwrap();
+    }
+}
+
+const FAR: usize = 100_000_000;
+
+#[test]
+fn a_connection_that_breaks_anywhere_on_the_way_there_is_gone_on_with() {
+    let mut world = World::new("exit 7");
+    for n in 0..20 {
+        fs::write(world.at("project/deep").join(format!("f{n}")), format!("{n}").repeat(n * 20)).unwrap();
+    }
+    let cutting = Cutting::between(&mut world);
+    let cuts = (0..1000).step_by(50).map(|there| (there, FAR));
+    let cuts: Vec<_> = cuts.chain((0..200).step_by(10).map(|back| (FAR, back))).collect();
+    let mut broken = 0;
+    for (there, back) in cuts {
+        cutting.after(there, back);
+        let cut = world.with(|errand| errand.prepare(&world.spec, &world.machine));
+        broken += usize::from(cut.is_err());
+        cutting.never();
+        world.with(|errand| errand.prepare(&world.spec, &world.machine).unwrap_or_else(|e| panic!("{e:#}")));
+        let listed = |dir: &Path| {
+            let dir = Beneath::open(&world.host, dir).unwrap().unwrap();
+            let mut all = dir.walk(100).unwrap();
+            all.iter_mut().for_each(|found| (found.stamp.nanos, found.stamp.inode) = (0, 0));
+            all
+        };
+        assert_eq!(listed(&world.site().code()), listed(&world.spec.project), "{there} there, {back} back");
+        fs::remove_dir_all(world.site().dir()).unwrap();
+    }
+    assert!(broken > 20, "only {broken} connections were broken");
+    world.prepared_and_started();
+    assert_eq!(world.ended(), Exit::Code(7));
+}
+
+#[test]
+fn a_connection_that_breaks_anywhere_on_the_way_home_is_gone_on_with() {
+    let script = "for n in 1 2 3 4; do seq 1 ${n}00 > \"$ECHOES_OUT/f$n\"; done; seq 1 500";
+    let mut world = World::new(script);
+    let cutting = Cutting::between(&mut world);
+    world.prepared_and_started();
+    assert_eq!(world.ended(), Exit::Code(0));
+    let whole = |n: usize| (1..=n).map(|n| format!("{n}\n")).collect::<String>();
+    let mut broken = 0;
+    for back in (0..9000).step_by(300) {
+        cutting.after(FAR, back);
+        let cut = world.with(|errand| errand.fetch(&world.spec, &world.machine));
+        broken += usize::from(cut.is_err());
+        // What has its name is whole, and what is not whole has none.
+        for entry in fs::read_dir(world.at("results/r1/out")).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let n: usize = path.file_name().unwrap().to_str().unwrap()[1..].parse().unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), whole(n * 100), "{back}");
+        }
+        cutting.never();
+        assert!(world.fetched());
+        assert_eq!(world.here("out/f4"), whole(400));
+        assert_eq!(world.here("log.txt"), whole(500), "{back}");
+        for dir in ["results", "memory"] {
+            fs::remove_dir_all(world.at(dir)).unwrap();
+        }
+    }
+    assert!(broken > 15, "only {broken} connections were broken");
 }
 
 /// A real sshd on a free port, for us alone; none where there is no sshd.

@@ -155,7 +155,7 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
     std::fs::rename(out.join("d"), out.join("moved")).unwrap();
     std::os::unix::fs::symlink("../../../else", out.join("d")).unwrap();
     story.fetch(&[true], giving(vec![offered("d/kept", 1)], b"x")).unwrap();
-    assert!(story.said().contains("d/kept is left on the machine"), "{}", story.said());
+    assert!(story.said().contains("\"d/kept\" is left on the machine"), "{}", story.said());
     // The same under way, between the beginning of a file and its end.
     std::fs::remove_file(out.join("d")).unwrap();
     let swapped = out.clone();
@@ -175,13 +175,23 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
 }
 
 #[test]
+fn what_a_power_cut_left_of_a_file_is_gone_at_the_next_look() {
+    let story = Story::new();
+    let out = story.root.path().join("results/r/out/deep");
+    std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(out.join(".echoes-part-0123"), "half").unwrap();
+    story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
+    assert_eq!(story.here(), [("out/a".into(), 1)]);
+}
+
+#[test]
 fn a_file_that_becomes_a_directory_harms_no_other() {
     let story = Story::new();
     story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
     let offers = vec![offered("a/b", 1), offered("c", 1)];
     assert!(story.fetch(&[true], giving(offers, b"x")).unwrap());
     assert_eq!(story.here(), [("out/a".into(), 1), ("out/c".into(), 1)]);
-    assert!(story.said().contains("a/b is left on the machine"), "{}", story.said());
+    assert!(story.said().contains("\"a/b\" is left on the machine"), "{}", story.said());
 }
 
 #[test]
@@ -228,13 +238,17 @@ fn there_is_an_end_to_what_is_taken() {
     let big = |name: &str| offered(name, 90);
     story.fetch(&[true], giving(vec![big("b"), big("c")], ninety)).unwrap();
     assert_eq!(story.here().len(), 2);
-    assert!(story.said().contains("c is left on the machine: all of it is more than"), "{}", story.said());
+    assert!(
+        story.said().contains("\"c\" is left on the machine: all of it is more than"),
+        "{}",
+        story.said()
+    );
     let endless = (0..5000).map(|n| offered(&format!("f{n}"), 1)).collect();
     story.fetch(&[true], giving(endless, b"x")).unwrap();
     assert!(story.here().len() <= 2 + 10, "{}", story.here().len());
     story.quota.free = u64::MAX;
     story.fetch(&[true], giving(vec![offered("late", 1)], b"x")).unwrap();
-    assert!(story.said().contains("late is left on the machine: there is no room"), "{}", story.said());
+    assert!(story.said().contains("\"late\" is left on the machine: there is no room"), "{}", story.said());
 }
 
 #[test]

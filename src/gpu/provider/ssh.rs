@@ -19,6 +19,9 @@ const SOCKETS: &str = "/run/echoes-appliance/ssh";
 /// ssh's own exit status, when it was not the command that failed.
 const SSH_FAILED: i32 = 255;
 
+/// Seconds: as long as a script may take to end, and then some.
+const ANSWER: &str = "120";
+
 /// What gives back, for a POSIX shell: $1 is the run, $2 the home, $3 the mark. The agent knows best what it has done;
 /// where there is none, or one that fails, the rest still goes. Says what is left.
 const GIVE_BACK: &str = r#"
@@ -61,7 +64,10 @@ impl Owned<'_> {
             self.host.make_dir(dir)?;
         }
         let words = [&["-c", script, "sh"], arguments].concat();
-        self.host.ask(&Target::Ssh(self.ssh.clone()).cmd(Cmd::new("sh", words)))
+        let Cmd { program, args, .. } = Target::Ssh(self.ssh.clone()).cmd(Cmd::new("sh", words));
+        // A machine that holds the line and says nothing would hold us, too.
+        let bound = ["--kill-after=5", ANSWER, &program].map(Into::into).to_vec();
+        self.host.ask(&Cmd::new("timeout", [bound, args].concat()))
     }
 
     /// What it answered; an error when it could not be asked.
@@ -81,6 +87,7 @@ impl Owned<'_> {
                 None => bail!("connecting to {}: {}", self.ssh.host, printable(&out.stderr)),
             };
         }
+        ensure!(out.ok(), "asking {}: exit status {}: {}", self.ssh.host, out.code, printable(&out.stderr));
         let home = parse_home(&out.stdout)?;
         Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home }))
     }

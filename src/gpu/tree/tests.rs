@@ -140,7 +140,8 @@ fn a_killed_transfer_is_gone_on_with_and_is_never_taken_for_whole() {
 #[test]
 fn a_file_that_changes_under_way_is_noticed_however_it_changes() {
     let host = Host::new("/", System);
-    let changes: [(&str, fn(&Path)); 5] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
         ("longer", |path| std::fs::write(path, "12345").unwrap()),
         ("shorter", |path| std::fs::write(path, "123").unwrap()),
         ("other", |path| std::fs::write(path, "abcd").unwrap()),
