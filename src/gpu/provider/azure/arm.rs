@@ -9,6 +9,7 @@ use crate::web::hold;
 use reqwest::{Method, Url, header};
 use serde_json::Value;
 use std::{
+    fmt,
     future::poll_fn,
     sync::{Arc, Mutex},
     task::Poll,
@@ -28,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// When Azure does not say: its own documents advise so much after 429.
 const BUSY: Duration = Duration::from_secs(10);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Ask {
     pub method: Method,
     /// From the root, or whole, where Azure named it.
@@ -37,6 +38,13 @@ pub struct Ask {
     pub body: Option<Value>,
     /// Never in place of something that is there.
     pub only_new: bool,
+}
+
+impl fmt::Debug for Ask {
+    /// A machine's body holds its private key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.target())
+    }
 }
 
 impl Ask {
