@@ -19,11 +19,12 @@ mod lab;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use client::{Client, machine};
 use cloud::{Cloud, Options, Pace, Takes};
-use cloud_lab::LabMetal;
+use cloud_lab::{LabMetal, Metadata};
 use lab::{Machine, Release};
 use serde_json::json;
 use std::{
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::{Command, Output},
     sync::Arc,
@@ -125,6 +126,12 @@ async fn a_rented_machine_shows_our_key_and_is_gone_when_given_back() {
     assert!(told.ends_with("\ngpu-vm\nfrom custom data\n0\n"), "{told}");
     let keys = ssh(dir.path(), &address, &host, "ls /etc/ssh/ssh_host_*_key.pub");
     assert_eq!(said(&keys), "/etc/ssh/ssh_host_ed25519_key.pub\n", "no key but the one that we pinned");
+    // It knows itself, as every machine of Azure's does.
+    let ask = "python3 -c 'import urllib.request as r; print(r.urlopen(r.Request(\"http://169.254.169.254/metadata/instance?api-version=2021-02-01\", headers={\"Metadata\": \"true\"}), timeout=10).read().decode())'";
+    let told = ssh(dir.path(), &address, &host, ask);
+    let told: serde_json::Value =
+        serde_json::from_slice(&told.stdout).unwrap_or_else(|_| panic!("{}", said(&told)));
+    assert_eq!(told["compute"]["resourceId"].as_str().unwrap().to_lowercase(), id.to_lowercase());
     // Whoever answers with another key is not talked to.
     let other = key(dir.path(), "other");
     assert!(!ssh(dir.path(), &address, &other, "true").status.success());

@@ -61,6 +61,8 @@ mod door;
 mod entra;
 #[path = "cloud/fault.rs"]
 mod fault;
+#[path = "cloud/fitting.rs"]
+mod fitting;
 #[path = "cloud/front.rs"]
 mod front;
 #[path = "cloud/group.rs"]
