@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write as _,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
