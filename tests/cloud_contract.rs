@@ -489,6 +489,35 @@ async fn who_polls_gets_on_where_time_moves_with_requests() {
 }
 
 #[tokio::test]
+async fn each_of_microsofts_answers_can_be_put_in_the_place_of_the_clouds_own() {
+    let Some((cloud, client)) = start().await else { return };
+    let contract = Contract::beside().unwrap();
+    let mut said = 0;
+    for (operation, path, example) in examples(&contract) {
+        for (status, response) in example["responses"].as_object().into_iter().flatten() {
+            let Ok(status) = status.parse() else { continue };
+            let body = response.get("body").cloned();
+            cloud.spoil([Rule::once(
+                "GET",
+                "/virtualMachines",
+                Act::Say { status, headers: Vec::new(), body: body.clone() },
+            )]);
+            let at = client.path("run", "Microsoft.Compute/virtualMachines", "2024-07-01");
+            let told = client.call("GET", &at, None).await;
+            assert_eq!(
+                (told.status, told.body),
+                (status, body.unwrap_or_default()),
+                "{} {path}",
+                operation.id
+            );
+            said += 1;
+        }
+    }
+    assert!(said > 300, "{said}");
+    cloud.assert_honest();
+}
+
+#[tokio::test]
 async fn whoever_is_to_be_killed_before_or_after_a_request_is() {
     let Some((cloud, client)) = start().await else { return };
     client.group("run", json!({})).await;

@@ -253,6 +253,13 @@ impl Cloud {
         });
     }
 
+    /// How long until something is due; none if nothing is under way.
+    pub fn next(&self) -> Option<Duration> {
+        let world = self.shared.world();
+        let now = world.clock.now();
+        world.next().map(|due| due.since(now))
+    }
+
     /// From now on these and no others.
     pub fn spoil(&self, rules: impl IntoIterator<Item = Rule>) {
         self.shared.spoil(rules.into_iter().collect());
