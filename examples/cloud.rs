@@ -12,10 +12,11 @@ mod lab;
 
 use anyhow::{Context as _, Result, bail};
 use cloud::{Cloud, Options, Pace};
-use cloud_lab::LabMetal;
+use cloud_lab::{LabMetal, Metadata};
 use lab::{Lab, Release};
 use std::{
     io::{BufRead as _, stdin},
+    net::Ipv4Addr,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -47,13 +48,17 @@ fn main() -> ExitCode {
 
 fn serve() -> Result<()> {
     let mut options = Options { pace: Pace::Running(1.0), page: 50, ..Options::default() };
+    let mut lab = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
         match arg.as_str() {
             "--lab" => {
+                lab = true;
                 Lab::available()
                     .map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
+                // From everywhere: the lab's own address comes and goes with its machines.
+                options.imds = Some((Ipv4Addr::UNSPECIFIED.into(), 0));
                 options.metal = Arc::new(LabMetal::new(Release::Bookworm, &["python3-venv"])?);
             }
             "--speed" => options.pace = Pace::Running(value()?.parse().context("reading the speed")?),
@@ -62,6 +67,8 @@ fn serve() -> Result<()> {
         }
     }
     let cloud = Cloud::start(options).context("starting the simulated Azure")?;
+    let port = cloud.imds().rsplit_once(':').context("an address has a port")?.1.parse()?;
+    let _way = lab.then(|| Metadata::at(port)).transpose()?;
     let principal = cloud.principal();
     for (name, value) in [
         ("ARM", cloud.arm()),

@@ -488,6 +488,107 @@ async fn who_polls_gets_on_where_time_moves_with_requests() {
     cloud.assert_honest();
 }
 
+#[tokio::test]
+async fn each_of_microsofts_answers_can_be_put_in_the_place_of_the_clouds_own() {
+    let Some((cloud, client)) = start().await else { return };
+    let contract = Contract::beside().unwrap();
+    let mut said = 0;
+    for (operation, path, example) in examples(&contract) {
+        for (status, response) in example["responses"].as_object().into_iter().flatten() {
+            let Ok(status) = status.parse() else { continue };
+            let body = response.get("body").cloned();
+            cloud.spoil([Rule::once(
+                "GET",
+                "/virtualMachines",
+                Act::Say { status, headers: Vec::new(), body: body.clone() },
+            )]);
+            let at = client.path("run", "Microsoft.Compute/virtualMachines", "2024-07-01");
+            let told = client.call("GET", &at, None).await;
+            assert_eq!(
+                (told.status, told.body),
+                (status, body.unwrap_or_default()),
+                "{} {path}",
+                operation.id
+            );
+            said += 1;
+        }
+    }
+    assert!(said > 300, "{said}");
+    cloud.assert_honest();
+}
+
+#[tokio::test]
+async fn whoever_is_to_be_killed_before_or_after_a_request_is() {
+    let Some((cloud, client)) = start().await else { return };
+    client.group("run", json!({})).await;
+    let killed = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let kill = |word: &'static str| {
+        let killed = Arc::clone(&killed);
+        Arc::new(move || killed.lock().unwrap().push(word)) as cloud::Hook
+    };
+    cloud.spoil([
+        Rule::once("PUT", "/virtualMachines/", Act::Before(kill("before"))),
+        Rule::once("PUT", "/virtualMachines/", Act::After(kill("after"))),
+    ]);
+    for (word, machines) in [("before", 0), ("after", 1)] {
+        assert!(client.try_put_machine("run", "vm", &machine(&cloud, "vm")).await.is_err());
+        assert_eq!(killed.lock().unwrap().last(), Some(&word));
+        assert_eq!(cloud.ids(Kind::Vm).len(), machines);
+    }
+    cloud.assert_honest();
+}
+
+#[tokio::test]
+async fn a_machine_that_never_says_that_it_is_up_is_paid_for_and_one_that_never_came_is_not() {
+    let Some((cloud, client)) = start().await else { return };
+    client.group("run", json!({})).await;
+    cloud.spoil([
+        Rule::once("PUT", "/virtualMachines/silent", Act::provisioning_timed_out()),
+        Rule::once("PUT", "/virtualMachines/absent", Act::zonal_allocation_failed()),
+        Rule::once("PUT", "/virtualMachines/stuck", Act::Hangs),
+    ]);
+    let mut poll = String::new();
+    for name in ["silent", "absent", "stuck"] {
+        let answer = client.put_machine("run", name, &machine(&cloud, name)).await;
+        assert_eq!(answer.status, 201);
+        poll = answer.header("azure-asyncoperation").to_owned();
+    }
+    cloud.advance(3600 * SECOND);
+    let costing: Vec<_> = cloud.costing().into_iter().filter(|id| id.contains("virtualMachines")).collect();
+    assert!(costing.len() == 2 && !costing.iter().any(|id| id.ends_with("absent")), "{costing:?}");
+    assert_eq!(client.get(&poll).await.body["status"], "InProgress", "for ever");
+    client.delete_machine("run", "stuck").await;
+    assert_eq!(client.get(&poll).await.body["error"]["code"], "OperationPreempted");
+    cloud.advance(60 * SECOND);
+    let vm = client.path("run", "Microsoft.Compute/virtualMachines/stuck", "2024-07-01");
+    assert_eq!(client.call("GET", &vm, None).await.status, 404);
+    cloud.assert_honest();
+}
+
+#[tokio::test]
+async fn what_was_planned_for_one_machine_is_not_done_to_the_next_of_its_name() {
+    let Some((cloud, client)) = start().await else { return };
+    client.group("run", json!({})).await;
+    let mut body = machine(&cloud, "vm");
+    body["properties"]["priority"] = json!("Spot");
+    body["properties"]["evictionPolicy"] = json!("Delete");
+    client.put_machine("run", "vm", &body).await;
+    cloud.advance(60 * SECOND);
+    let id = cloud.ids(Kind::Vm)[0].clone();
+    assert!(cloud.evict(&id));
+    let at = format!(
+        "{}?api-version=2024-07-01&forceDeletion=true",
+        client.path("run", "Microsoft.Compute/virtualMachines/vm", "").split('?').next().unwrap()
+    );
+    assert_eq!(client.call("DELETE", &at, None).await.status, 202);
+    cloud.advance(16 * SECOND);
+    assert_eq!(client.put_machine("run", "vm", &body).await.status, 201);
+    cloud.advance(60 * SECOND);
+    assert_eq!(cloud.power(&id), Some(Power::Running));
+    assert_eq!(cloud.left().len(), 1 + 4, "what belonged to the first is gone: {:?}", cloud.left());
+    cloud.assert_honest();
+}
+
 /// Microsoft's client libraries in an environment of their own, made once; or why there are none, loudly.
 fn sdk() -> Option<std::path::PathBuf> {
     let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/azure-sdk"));

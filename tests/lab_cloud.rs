@@ -19,11 +19,12 @@ mod lab;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use client::{Client, machine};
 use cloud::{Cloud, Options, Pace, Takes};
-use cloud_lab::LabMetal;
+use cloud_lab::{LabMetal, Metadata};
 use lab::{Machine, Release};
 use serde_json::json;
 use std::{
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::{Command, Output},
     sync::Arc,
@@ -87,9 +88,14 @@ async fn a_rented_machine_shows_our_key_and_is_gone_when_given_back() {
         pace: Pace::Running(1.0),
         takes,
         metal: Arc::clone(&metal) as Arc<_>,
+        // From everywhere: the lab's own address comes and goes with its machines.
+        imds: Some((Ipv4Addr::UNSPECIFIED.into(), 0)),
         ..Options::default()
     };
     let Some(cloud) = Cloud::start(options) else { return };
+    // Before there is a machine: what asks there must never get to whatever this host itself is in.
+    let port = cloud.imds().rsplit_once(':').unwrap().1.parse().unwrap();
+    let _way = Metadata::at(port).unwrap();
     let client = Client::new(&cloud).await;
     client.group("run", json!({})).await;
 
@@ -125,6 +131,13 @@ async fn a_rented_machine_shows_our_key_and_is_gone_when_given_back() {
     assert!(told.ends_with("\ngpu-vm\nfrom custom data\n0\n"), "{told}");
     let keys = ssh(dir.path(), &address, &host, "ls /etc/ssh/ssh_host_*_key.pub");
     assert_eq!(said(&keys), "/etc/ssh/ssh_host_ed25519_key.pub\n", "no key but the one that we pinned");
+    // It knows itself, as every machine of Azure's does.
+    let ask = "import urllib.request as r; at = \"http://169.254.169.254/metadata/instance?api-version=2021-02-01\"; print(r.build_opener(r.ProxyHandler({})).open(r.Request(at, headers={\"Metadata\": \"true\"}), timeout=10).read().decode())";
+    let ask = &format!("python3 -c '{ask}'");
+    let told = ssh(dir.path(), &address, &host, ask);
+    let told: serde_json::Value =
+        serde_json::from_slice(&told.stdout).unwrap_or_else(|_| panic!("{}", said(&told)));
+    assert_eq!(told["compute"]["resourceId"].as_str().unwrap().to_lowercase(), id.to_lowercase());
     // Whoever answers with another key is not talked to.
     let other = key(dir.path(), "other");
     assert!(!ssh(dir.path(), &address, &other, "true").status.success());

@@ -61,6 +61,8 @@ mod door;
 mod entra;
 #[path = "cloud/fault.rs"]
 mod fault;
+#[path = "cloud/fitting.rs"]
+mod fitting;
 #[path = "cloud/front.rs"]
 mod front;
 #[path = "cloud/group.rs"]
@@ -249,6 +251,13 @@ impl Cloud {
             world.clock.advance(by);
             world.settle();
         });
+    }
+
+    /// How long until something is due; none if nothing is under way.
+    pub fn next(&self) -> Option<Duration> {
+        let world = self.shared.world();
+        let now = world.clock.now();
+        world.next().map(|due| due.since(now))
     }
 
     /// From now on these and no others.

@@ -15,7 +15,12 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{
-    collections::BTreeMap, fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _, process::Command,
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    net::Ipv4Addr,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
     sync::Mutex,
 };
 
@@ -105,6 +110,37 @@ impl Metal for LabMetal {
         true
     }
 }
+
+/// The metadata service at the address where every machine of Azure's finds it. The host's own view of that address is
+/// left alone: it may be a machine of some cloud itself.
+pub struct Metadata;
+
+impl Metadata {
+    /// `port` is that of a service on this host that machines can reach: not on loopback.
+    pub fn at(port: u16) -> Result<Self> {
+        let rules = format!(
+            "table ip {METADATA}\ndelete table ip {METADATA}\ntable ip {METADATA} {{
+                chain into {{
+                    type nat hook prerouting priority dstnat;
+                    iifname \"echoes-lab\" ip daddr 169.254.169.254 tcp dport 80 redirect to :{port}
+                }}
+            }}\n"
+        );
+        let mut nft =
+            Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().context("running nft")?;
+        nft.stdin.take().context("it was asked for")?.write_all(rules.as_bytes())?;
+        ensure!(nft.wait()?.success(), "nft refused the way to the metadata service:\n{rules}");
+        Ok(Self)
+    }
+}
+
+impl Drop for Metadata {
+    fn drop(&mut self) {
+        let _absent = Command::new("nft").args(["delete", "table", "ip", METADATA]).output();
+    }
+}
+
+const METADATA: &str = "echoes-cloud";
 
 /// What it is called among the machines of this host: as it wants to be called, if nobody is.
 fn lab_name(order: &Order) -> String {

@@ -3,12 +3,11 @@
 use super::{
     answer::Answer,
     ask::Ask,
+    machine::{Refused, busy},
     operation::{Aim, Told},
     world::{Kind, World, asked_alone},
 };
 use serde_json::{Value, json};
-
-type Refused<T> = Result<T, Box<Answer>>;
 
 impl World {
     pub fn put_disk(&mut self, ask: &Ask, kind: Kind) -> Answer {
@@ -20,6 +19,9 @@ impl World {
         let mut body = Value::Object(asked_alone(ask.body()));
         let region = body["location"].as_str().unwrap_or_default().to_lowercase();
         let old = self.get(&id).map(|old| old.body.clone());
+        if self.get(&id).is_some_and(|old| old.state() == "Deleting") {
+            return Err(Box::new(busy(&id)));
+        }
         let properties = &mut body["properties"];
         let creation = properties["creationData"].clone();
         let gb = match creation["createOption"].as_str() {

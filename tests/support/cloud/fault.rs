@@ -1,5 +1,6 @@
 //! What a test has in store for requests: refusals as Azure words them, answers that are lost, patience that is tried.
 
+use serde_json::Value;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// Run at a chosen moment of a request, as when whoever asks is to be killed there.
@@ -9,6 +10,8 @@ pub type Hook = Arc<dyn Fn() + Send + Sync>;
 pub enum Act {
     /// In place of the cloud's own answer; nothing is done.
     Refuse { status: u16, code: String, message: String },
+    /// In place of the cloud's own answer, as it stands: for the examples that Microsoft has published.
+    Say { status: u16, headers: Vec<(&'static str, String)>, body: Option<Value> },
     /// 429. Who asks for the same again before the time is refused again, and waits anew.
     Throttle { seconds: u64 },
     /// The connection ends; nothing is done.
@@ -33,6 +36,7 @@ impl fmt::Debug for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refuse { status, code, .. } => write!(f, "{status} {code}"),
+            Self::Say { status, .. } => write!(f, "{status} as told"),
             Self::Throttle { seconds } => write!(f, "429 for {seconds} s"),
             Self::Reset => f.write_str("reset"),
             Self::ResetAfter => f.write_str("answer lost"),

@@ -264,6 +264,9 @@ async fn answer(shared: &Arc<Shared>, service: Service, heard: Heard) -> Option<
             return None;
         }
         Some(Act::Refuse { status, code, message }) => Some(Answer::error(*status, code, message)),
+        Some(Act::Say { status, headers, body }) => {
+            Some(Answer { status: *status, headers: headers.clone(), body: body.clone() })
+        }
         Some(Act::Throttle { seconds }) => {
             let until = now.after(Duration::from_secs(*seconds));
             shared.notes().waits.push((heard.method.clone(), heard.path.to_lowercase(), *seconds, until));

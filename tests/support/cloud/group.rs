@@ -128,6 +128,7 @@ impl World {
                         if let Some(vm) = self.get_mut(&id) {
                             vm.set_state("Deleting");
                         }
+                        self.preempt(&id);
                         self.begin(Kind::Vm, &region, Aim::Gone(id), self.takes.vm_delete);
                     }
                 }

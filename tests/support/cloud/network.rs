@@ -4,18 +4,12 @@
 use super::{
     answer::Answer,
     ask::Ask,
-    machine::reserved,
+    machine::{Refused, busy, refuse, reserved},
     operation::{Aim, Told},
     world::{Kind, World, asked_alone, group_of},
 };
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
-
-type Refused<T> = Result<T, Box<Answer>>;
-
-fn refuse<T>(status: u16, code: &str, message: impl Into<String>) -> Refused<T> {
-    Err(Box::new(Answer::error(status, code, message)))
-}
 
 /// Where addresses of machines without metal are; nobody answers there (RFC 5737 for those seen from outside).
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 213, 78, 4);
@@ -49,6 +43,9 @@ impl World {
                 old.body["location"]
             );
             return refuse(409, "InvalidResourceLocation", said);
+        }
+        if old.as_ref().is_some_and(|old| old.state() == "Deleting") {
+            return Err(Box::new(busy(&id)));
         }
         match kind {
             Kind::Nic => self.complete_nic(&id, &mut body, old.as_ref().map(|old| &old.body))?,

@@ -162,9 +162,10 @@ impl World {
         }
         let Some(operation) = self.operations.get_mut(id) else { return };
         operation.ended = Some(now);
-        let (aim, failed) = (operation.aim.clone(), operation.error.is_some());
+        let (aim, error) = (operation.aim.clone(), operation.error.clone());
+        let failed = error.is_some();
         match aim {
-            Aim::Ready(of) if failed => self.failed(&of),
+            Aim::Ready(of) if failed => self.failed(&of, &error.unwrap_or_default().0),
             Aim::Ready(of) => self.ready(&of),
             // What cannot be deleted stays as it was.
             Aim::Gone(of) if failed => {
@@ -188,6 +189,20 @@ impl World {
             .collect();
         for id in waiting {
             self.finish(&id);
+        }
+    }
+
+    /// What was being made is to go: the making is over.
+    pub fn preempt(&mut self, of: &str) {
+        let now = self.now();
+        for operation in self.operations.values_mut() {
+            if operation.ended.is_none()
+                && matches!(&operation.aim, Aim::Ready(id) if id.eq_ignore_ascii_case(of))
+            {
+                operation.ended = Some(now);
+                let said = "The operation has been preempted by a more recent operation.";
+                operation.error = Some(("OperationPreempted".into(), said.into()));
+            }
         }
     }
 

@@ -44,28 +44,21 @@ impl World {
         body["properties"]["createdDate"] = json!(self.now().text());
         body["properties"]["uniqueIdentifier"] = json!(self.fresh("schedule"));
         let thing = self.put(Kind::Schedule, &id, body);
-        let (shown, set) = (thing.body.clone(), self.now());
-        // What was planned before is not this one any more.
-        if let Some(thing) = self.get_mut(&id) {
-            thing.reserved = Some((set, String::new()));
-        }
+        let (shown, version) = (thing.body.clone(), thing.version);
         if enabled {
-            let wait = until(set, at);
-            self.plan(wait, Event::Shutdown { id, set });
+            let wait = until(self.now(), at);
+            self.plan(wait, Event::Shutdown { id, version });
         }
         Answer::of(status, shown)
     }
 
-    pub fn shut_down(&mut self, id: &str, set: Moment) {
-        let Some(schedule) = self.get(id) else { return };
-        if schedule.reserved.as_ref().map(|(at, _)| *at) != Some(set) {
-            return;
-        }
+    pub fn shut_down(&mut self, id: &str, version: u64) {
+        let Some(schedule) = self.get(id).filter(|schedule| schedule.version == version) else { return };
         let target = schedule.text("/targetResourceId").unwrap_or_default().to_owned();
         if self.get(&target).is_some_and(|vm| vm.state() == "Succeeded") {
             self.powered(&target, Power::Deallocated);
         }
-        self.plan(DAY, Event::Shutdown { id: id.to_owned(), set });
+        self.plan(DAY, Event::Shutdown { id: id.to_owned(), version });
     }
 }
 

@@ -180,6 +180,8 @@ pub struct Thing {
     pub born: Moment,
     /// There before anybody rented anything: the headquarters itself.
     pub fixture: bool,
+    /// Counts how often it was put: what was planned for an earlier one is not for this.
+    pub version: u64,
     /// For a network interface: until when, and for which machine.
     pub reserved: Option<(Moment, String)>,
     pub machine: Option<Machine>,
@@ -217,17 +219,11 @@ pub enum Event {
     /// Something follows what it belonged to.
     Fade(String),
     /// A shut-down schedule; only if it is still the one that was set.
-    Shutdown {
-        id: String,
-        set: Moment,
-    },
-    Evict(String),
+    Shutdown { id: String, version: u64 },
+    /// A machine, if it is still this one and not another of its name.
+    Evict { id: String, version: u64 },
     /// A group goes on removing what is in it, until it gives up.
-    Empty {
-        group: String,
-        operation: String,
-        until: Moment,
-    },
+    Empty { group: String, operation: String, until: Moment },
 }
 
 /// What the metal is to do once nobody holds the world any more.
@@ -335,8 +331,12 @@ impl World {
         match event {
             Event::Finish(operation) => self.finish(&operation),
             Event::Fade(id) => drop(self.remove(&id)),
-            Event::Shutdown { id, set } => self.shut_down(&id, set),
-            Event::Evict(id) => self.evict(&id),
+            Event::Shutdown { id, version } => self.shut_down(&id, version),
+            Event::Evict { id, version } => {
+                if self.get(&id).is_some_and(|vm| vm.version == version) {
+                    self.evict(&id);
+                }
+            }
             Event::Empty { group, operation, until } => self.empty(&group, &operation, until),
         }
     }
@@ -381,11 +381,22 @@ impl World {
     pub fn put(&mut self, kind: Kind, id: &str, body: Value) -> &mut Thing {
         let key = id.to_lowercase();
         let now = self.settled;
+        self.serial += 1;
+        let version = self.serial;
         let thing = self.things.entry(key).or_insert_with(|| {
             self.history.push((now, "came", id.to_owned()));
-            let body = Value::Null;
-            Thing { id: id.to_owned(), kind, body, born: now, fixture: false, reserved: None, machine: None }
+            Thing {
+                id: id.to_owned(),
+                kind,
+                body: Value::Null,
+                born: now,
+                fixture: false,
+                version,
+                reserved: None,
+                machine: None,
+            }
         });
+        thing.version = version;
         thing.body = body;
         thing.body["id"] = json!(thing.id);
         thing.body["name"] = json!(thing.id.rsplit('/').next());
@@ -406,6 +417,14 @@ impl World {
             }
         }
         Some(gone)
+    }
+
+    /// It goes with what it belonged to, a little later; until then nobody can do anything with it.
+    pub fn fade(&mut self, id: &str, wait: Duration) {
+        if let Some(thing) = self.get_mut(id) {
+            thing.set_state("Deleting");
+            self.plan(wait, Event::Fade(id.to_owned()));
+        }
     }
 
     pub fn group_id(&self, group: &str) -> String {
