@@ -80,7 +80,8 @@ pub struct Rented {
 }
 
 pub trait Provider {
-    /// The machine of this run: found if there is one, else rented by this offer. Never two.
+    /// The machine of this run by this offer: found if there is one, else rented. One of another offer is given back
+    /// first: never two.
     fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent>;
 
     /// Give back everything of this run. What is still there, or on its way out; nothing is the proof that all is gone.

@@ -123,8 +123,11 @@ impl Fault {
     /// Whether this is Azure's word that the thing is not there. A 404 for a subscription that this identity does not
     /// know, or from something between it and us, proves nothing.
     pub fn is_absent(&self) -> bool {
-        let absent = ["ResourceNotFound", "ResourceGroupNotFound", "NotFound", "ParentResourceNotFound"];
-        self.status == Some(404) && absent.contains(&self.code.as_str())
+        // Each part of Azure has a word of its own, such as `ResourceGroupNotFound`.
+        let whole = ["Subscription", "Tenant", "Provider", "Endpoint"];
+        let thing =
+            self.code.ends_with("NotFound") && !whole.iter().any(|whole| self.code.starts_with(whole));
+        self.status == Some(404) && thing
     }
 
     pub fn is(&self, code: &str) -> bool {
@@ -330,6 +333,7 @@ mod tests {
         }
         for (status, code) in [
             (404, "SubscriptionNotFound"),
+            (404, "TenantNotFound"),
             (404, "InvalidSubscriptionId"),
             (404, ""),
             (403, "ResourceNotFound"),
