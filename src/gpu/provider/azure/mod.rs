@@ -21,6 +21,7 @@ mod network;
 mod operation;
 mod rent;
 mod seen;
+mod step;
 #[cfg(test)]
 mod tests;
 
