@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        ca, cert, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status, uninstall,
-        user, validate, wait_for,
+        agent, ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart, serve,
+        status, uninstall, user, validate, wait_for,
     },
     ui::Ui,
 };
@@ -48,6 +48,11 @@ enum Command {
     /// The certificates: how they stand, renew or revoke one by hand
     #[command(subcommand)]
     Cert(cert::Command),
+    /// Run an experiment on a machine that is had for it: rent, run, bring home, give back
+    GpuRun(gpu_run::Args),
+    /// The experiments
+    #[command(subcommand)]
+    Gpu(gpu::Command),
     /// Renew certificates that are due (run by echoes-renew.timer)
     #[command(hide = true)]
     Renew(renew::Args),
@@ -57,6 +62,9 @@ enum Command {
     /// Make MLflow's database ready for its start (run by its unit)
     #[command(hide = true)]
     PrepareMlflow(prepare_mlflow::Args),
+    /// Answer the headquarters on a machine where an experiment runs (run by it)
+    #[command(hide = true, subcommand)]
+    Agent(agent::Command),
     /// Wait until a URL answers (run by units after their start)
     #[command(hide = true)]
     WaitFor(wait_for::Args),
@@ -69,6 +77,8 @@ impl Cli {
             Command::Validate(args) => args.json || args.junit,
             Command::Status(args) => args.json,
             Command::Cert(command) => command.json(),
+            Command::GpuRun(args) => args.json,
+            Command::Gpu(command) => command.json(),
             _ => false,
         })
     }
@@ -88,9 +98,12 @@ impl Cli {
             Command::Config(command) => config::run(command, &settings, ui),
             Command::Ca(command) => ca::run(command, &settings, ui),
             Command::Cert(command) => cert::run(command, &settings, ui),
+            Command::GpuRun(args) => gpu_run::run(args, &settings, ui),
+            Command::Gpu(command) => gpu::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
             Command::PrepareMlflow(args) => prepare_mlflow::run(args),
+            Command::Agent(command) => agent::run(command),
             Command::WaitFor(args) => wait_for::run(args),
         }
     }

@@ -7,6 +7,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod beneath;
+pub mod process;
+
 use anyhow::{Context as _, Result, bail};
 use sha2::Digest as _;
 use std::{
@@ -137,6 +140,20 @@ impl Host {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// At most `most` bytes of the file from `from` on, for files that grow. None: there is no such file.
+    pub fn read_part(&self, path: &Path, from: u64, most: u64) -> Result<Option<Vec<u8>>> {
+        use std::io::Seek as _;
+        let read = |mut file: fs::File| -> std::io::Result<Vec<u8>> {
+            file.seek(std::io::SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(most).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let file = absent(fs::File::open(self.path(path)));
+        file.and_then(|file| file.map(read).transpose())
+            .with_context(|| format!("reading {}", path.display()))
+    }
+
     pub fn meta(&self, path: &Path) -> Result<Option<Meta>> {
         let full = self.path(path);
         let meta =
@@ -248,6 +265,18 @@ impl Host {
     /// Make the directory and those above it.
     pub fn make_dir(&self, path: &Path) -> Result<()> {
         fs::create_dir_all(self.path(path)).with_context(|| format!("making {}", path.display()))
+    }
+
+    /// From now on it is this user's; a link itself, not where it leads.
+    pub fn give_to(&self, path: &Path, uid: u32, gid: u32) -> Result<()> {
+        std::os::unix::fs::lchown(self.path(path), Some(uid), Some(gid))
+            .with_context(|| format!("giving {} to user {uid}", path.display()))
+    }
+
+    /// Nobody but its owner may look inside.
+    pub fn shut(&self, path: &Path) -> Result<()> {
+        fs::set_permissions(self.path(path), fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("changing the mode of {}", path.display()))
     }
 
     /// Remove a file or a link; none there is as good.

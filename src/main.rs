@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod config;
+mod gpu;
 mod host;
 mod hq;
 mod journal;

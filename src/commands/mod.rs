@@ -1,8 +1,11 @@
 //! One verb a file: its arguments, its help, its `run`.
 
+pub mod agent;
 pub mod ca;
 pub mod cert;
 pub mod config;
+pub mod gpu;
+pub mod gpu_run;
 pub mod install;
 pub mod logs;
 pub mod plan;

@@ -8,8 +8,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=(gcc:gcc objdump:binutils make:make git:git python3:python3 dpkg-deb:dpkg)
 lab=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container nft:nftables ip:iproute2 losetup:mount nsenter:util-linux
     mkfs.ext4:e2fsprogs)
-# What the disk and certificate tests compare us with.
-test=(shellcheck:shellcheck openssl:openssl mkfs.xfs:xfsprogs sfdisk:fdisk pvcreate:lvm2)
+# What the disk and certificate tests compare us with, and who answers where a test goes to a machine over ssh.
+test=(shellcheck:shellcheck openssl:openssl mkfs.xfs:xfsprogs sfdisk:fdisk pvcreate:lvm2 sshd:openssh-server)
 
 case ${1:-} in
 build) wanted=("${build[@]}") ;;

@@ -1,0 +1,106 @@
+//! The simulated Azure from the command line: what `make demo` and a curious person use.
+
+// A tool of ours, not part of the appliance.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
+#[path = "../tests/support/cloud.rs"]
+mod cloud;
+#[path = "../tests/support/cloud_lab.rs"]
+mod cloud_lab;
+#[path = "../tests/support/lab.rs"]
+mod lab;
+
+use anyhow::{Context as _, Result, bail};
+use cloud::{Cloud, Options, Pace};
+use cloud_lab::{LabMetal, Metadata};
+use lab::{Lab, Release};
+use std::{
+    io::{BufRead as _, stdin},
+    net::Ipv4Addr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+const USAGE: &str = "\
+usage: cloud [--lab] [--speed N] [--address IP]
+
+Serves a simulated Azure until its input ends. First it says where, as lines NAME=VALUE; then it does what each line
+of its input says:
+  left            what is rented and still there      bill      what it all came to
+  story           every request and its answer        history   what came and went
+  violations      what was against the documents      advance SECONDS
+  evict ID        the spot machine is warned          reboot ID
+
+  --lab           machines are lab machines, with real cloud-init and sshd; needs root
+  --speed N       time runs N times as fast as here; 1 if nothing is said
+  --address IP    where to listen, 127.0.0.1 if nothing is said";
+
+fn main() -> ExitCode {
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("cloud: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let mut options = Options { pace: Pace::Running(1.0), page: 50, ..Options::default() };
+    let mut lab = false;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
+        match arg.as_str() {
+            "--lab" => {
+                lab = true;
+                Lab::available()
+                    .map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
+                // From everywhere: the lab's own address comes and goes with its machines.
+                options.imds = Some((Ipv4Addr::UNSPECIFIED.into(), 0));
+                options.metal = Arc::new(LabMetal::new(Release::Bookworm, &["python3-venv"])?);
+            }
+            "--speed" => options.pace = Pace::Running(value()?.parse().context("reading the speed")?),
+            "--address" => options.address = value()?.parse().context("reading the address")?,
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let cloud = Cloud::start(options).context("starting the simulated Azure")?;
+    let port = cloud.imds().rsplit_once(':').context("an address has a port")?.1.parse()?;
+    let _way = lab.then(|| Metadata::at(port)).transpose()?;
+    let principal = cloud.principal();
+    for (name, value) in [
+        ("ARM", cloud.arm()),
+        ("LOGIN", cloud.login()),
+        ("IMDS", cloud.imds()),
+        ("PRICES", cloud.prices()),
+        ("AZURE_SUBSCRIPTION_ID", &cloud.subscription()),
+        ("AZURE_TENANT_ID", &principal.tenant),
+        ("AZURE_CLIENT_ID", &principal.client),
+        ("AZURE_CLIENT_SECRET", &principal.secret),
+        ("SUBNET", &cloud.subnet()),
+    ] {
+        println!("{name}={value}");
+    }
+    println!("ready");
+    for line in stdin().lock().lines() {
+        let line = line.context("reading what to do")?;
+        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+            ["left"] => cloud.left().iter().for_each(|id| println!("{id}")),
+            ["bill"] => println!("{}", cloud.bill()),
+            ["story"] => print!("{}", cloud.story()),
+            ["history"] => print!("{}", cloud.history()),
+            ["violations"] => cloud.violations().iter().for_each(|why| println!("{why}")),
+            ["advance", seconds] => {
+                cloud.advance(Duration::from_secs(seconds.parse().context("reading the seconds")?));
+            }
+            ["evict", id] if cloud.evict(id) => {}
+            ["reboot", id] => cloud.reboot(id),
+            _ => println!("not understood: {line}"),
+        }
+        // Whoever reads by program knows where an answer ends.
+        println!("ready");
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! `agent`: this program on a machine where an experiment runs. Its words are for the headquarters, not for people.
+
+use super::this_machine;
+use crate::gpu::{
+    agent::{attend, settle, site::Site, start, watch},
+    spec::RunId,
+    wire::Wire,
+};
+use anyhow::{Result, anyhow};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where the agent lives
+    #[arg(long)]
+    home: PathBuf,
+    #[arg(long, value_parser = run_id)]
+    run: RunId,
+    /// Whose script it is, where root is asked
+    #[arg(long = "as")]
+    user: Option<String>,
+}
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Answer questions on standard input
+    Attend(Args),
+    /// See to it that the script is kept
+    Start(Args),
+    /// Keep the script
+    Watch(Args),
+    /// Become the script
+    Exec(Args),
+    /// Take everything of the run away
+    Leave(Args),
+}
+
+fn run_id(text: &str) -> Result<RunId> {
+    RunId::try_from(text.to_owned()).map_err(|why| anyhow!(why))
+}
+
+pub fn run(command: Command) -> Result<u8> {
+    let host = this_machine();
+    let at = |args: Args| (Site { home: args.home, run: args.run }, args.user);
+    match command {
+        Command::Attend(args) => {
+            let (site, user) = at(args);
+            settle(&host, &site, user.as_deref())?;
+            let mut wire = Wire::answering(std::io::stdin(), std::io::stdout())?;
+            attend(&host, &site, &mut wire)?;
+        }
+        Command::Start(args) => {
+            let (site, user) = at(args);
+            start::start(&host, &site, user.as_deref())?;
+        }
+        Command::Watch(args) => {
+            let (site, user) = at(args);
+            settle(&host, &site, user.as_deref())?;
+            watch::watch(&host, &site)?;
+        }
+        Command::Exec(args) => return watch::exec(&host, &at(args).0),
+        Command::Leave(args) => start::leave(&host, &at(args).0)?,
+    }
+    Ok(0)
+}

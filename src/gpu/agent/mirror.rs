@@ -1,0 +1,114 @@
+//! A tree arrives: what is there already stays, what is lacking comes in one stream, what should not be there goes.
+//! Killed anywhere, the next try finds what has come so far by its hash. The mark, which vouches for the whole, is
+//! removed before anything is touched and written last, so that an unchanged tree is one question and one answer.
+
+use crate::{
+    gpu::{
+        tree::{self, Have, Sent, Squeeze, Tree, What},
+        wire::Wire,
+    },
+    host::{
+        Host, Kind,
+        beneath::{Beneath, Found, OnDisk, Rel, stays_inside},
+    },
+};
+use anyhow::{Context as _, Result, ensure};
+use flate2::read::DeflateDecoder;
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::{HashMap, HashSet},
+    io::{Read, Write as _},
+    path::Path,
+};
+
+/// Make `dir` the tree of this hash, by what the other side sends; `mark` is a file beside it.
+pub fn receive(
+    host: &Host,
+    wire: &mut Wire,
+    dir: &Path,
+    mark: &Path,
+    hash: &str,
+    squeeze: Squeeze,
+) -> Result<()> {
+    if host.read_text(mark)?.is_some_and(|text| text.trim() == hash) {
+        return wire.tell(&Have::Same);
+    }
+    host.remove(mark)?;
+    let into = Beneath::make(host, dir)?;
+    let there = into.walk(usize::MAX)?;
+    wire.tell(if there.is_empty() { &Have::Nothing } else { &Have::Other })?;
+    let tree: Tree = wire.draw()?;
+    ensure!(tree.hash() == hash, "the list is another than the one that was announced");
+    for entry in &tree.0 {
+        if let What::Link { to } = &entry.what {
+            stays_inside(&entry.path, to).with_context(|| format!("the link {}", entry.path))?;
+        }
+    }
+    let kept: HashSet<&str> = tree.0.iter().map(|entry| entry.path.as_str()).collect();
+    let removed = into.prune(&kept)?;
+    let lacks = lacking(&into, &there, &tree)?;
+    if !there.is_empty() {
+        wire.pour(&lacks)?;
+    }
+    let receiving = &mut wire.receiving();
+    let bytes = match squeeze {
+        Squeeze::No => contents(&into, &tree, &lacks, receiving)?,
+        Squeeze::Yes => contents(&into, &tree, &lacks, &mut DeflateDecoder::new(&mut *receiving))?,
+    };
+    // The end of what was squeezed may still be on its way, but no more of it.
+    std::io::copy(&mut receiving.take(1 << 10), &mut std::io::sink())?;
+    for entry in &tree.0 {
+        if let What::Link { to } = &entry.what {
+            into.link(&entry.path, to)?;
+        }
+    }
+    into.sync()?;
+    host.write(mark, 0o644, format!("{hash}\n").as_bytes())?;
+    wire.tell(&Sent { files: lacks.len(), bytes, removed })
+}
+
+/// The files, by their place in the list, that are not there as they should be.
+fn lacking(into: &Beneath, there: &[Found], tree: &Tree) -> Result<Vec<usize>> {
+    let there: HashMap<&Rel, &Found> =
+        there.iter().filter_map(|found| Some((found.path.as_ref().ok()?, found))).collect();
+    let mut lacks = Vec::new();
+    for (index, entry) in tree.0.iter().enumerate() {
+        let What::File { len, exec, hash } = &entry.what else { continue };
+        let same = match there.get(&entry.path) {
+            Some(found) if found.kind == Kind::File && found.stamp.len == *len => {
+                into.read(&entry.path)?.map(|(mut file, _)| tree::digest(&mut file)).transpose()?
+            }
+            _ => None,
+        };
+        if same.is_none_or(|(seen, _)| seen != *hash) {
+            lacks.push(index);
+        } else if there.get(&entry.path).is_some_and(|found| found.exec != *exec) {
+            into.set_exec(&entry.path, *exec)?;
+        }
+    }
+    Ok(lacks)
+}
+
+fn contents(into: &Beneath, tree: &Tree, lacks: &[usize], from: &mut impl Read) -> Result<u64> {
+    let mut bytes = vec![0; 128 << 10];
+    let mut all = 0;
+    for index in lacks {
+        let entry = &tree.0[*index];
+        let What::File { len, exec, hash } = &entry.what else { continue };
+        let doing = || format!("receiving {}", entry.path);
+        let mut part = into.write(&entry.path)?;
+        let (mut left, mut seen) = (*len, Sha256::new());
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let n = from.read(&mut bytes[..most]).with_context(doing)?;
+            ensure!(n > 0, "{} broke off {left} bytes before its end", entry.path);
+            seen.update(&bytes[..n]);
+            part.write_all(&bytes[..n]).with_context(doing)?;
+            left -= n as u64;
+        }
+        ensure!(tree::hex(&seen.finalize()) == *hash, "{} came as something else", entry.path);
+        part.keep(*exec, None, OnDisk::Later)?;
+        all += len;
+    }
+    Ok(all)
+}

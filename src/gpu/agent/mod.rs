@@ -1,0 +1,171 @@
+//! This same program on the machine where a script runs. It answers the headquarters over one connection (`attend`),
+//! and keeps the script on its own (`watch`), so that a connection that breaks ends nothing. It works below its home
+//! directory alone, as the user whose script it is.
+
+pub mod book;
+pub mod environment;
+pub mod give;
+pub mod mirror;
+pub mod notice;
+pub mod samples;
+pub mod site;
+pub mod start;
+pub mod watch;
+
+use super::{tree::Squeeze, wire::Wire};
+use crate::host::{Busy, Host, beneath::Rel};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+use site::{Ask, Look, Making, Site, read, write};
+use std::{
+    ffi::CString,
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::Duration,
+};
+
+/// The run's directory is there, and everything below it is this user's, whose process this is from now on.
+pub fn settle(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
+    let user = user.filter(|_| geteuid().is_root()).map(|name| -> Result<User> {
+        User::from_name(name)?.with_context(|| format!("there is no user {name} on this machine"))
+    });
+    let user = user.transpose()?;
+    let fresh = !host.exists(&site.dir())?;
+    host.make_dir(&site.dir())?;
+    for name in Site::SHARED {
+        let dir = site.shared(name);
+        let theirs = host.meta(&dir)?.map(|meta| meta.uid);
+        host.make_dir(&dir)?;
+        if let Some(user) = &user {
+            match theirs {
+                None => host.give_to(&dir, user.uid.as_raw(), user.gid.as_raw())?,
+                Some(uid) => ensure!(
+                    uid == user.uid.as_raw(),
+                    "{} belongs to user {uid} and not to {}: each user needs an agent's home of their own",
+                    dir.display(),
+                    user.name
+                ),
+            }
+        }
+    }
+    if fresh {
+        host.shut(&site.dir())?;
+        if let Some(user) = &user {
+            host.give_to(&site.dir(), user.uid.as_raw(), user.gid.as_raw())?;
+        }
+    }
+    if let Some(user) = user {
+        // With the user's other groups: the GPU's device may be for one of them.
+        let name = CString::new(user.name.clone())?;
+        initgroups(&name, user.gid).context("taking the user's groups")?;
+        setgid(user.gid).context("taking the user's group")?;
+        setuid(user.uid).with_context(|| format!("becoming {}", user.name))?;
+    }
+    host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;
+    Ok(())
+}
+
+/// Answer until the other side has no more questions.
+pub fn attend(host: &Host, site: &Site, wire: &mut Wire) -> Result<()> {
+    while let Some(ask) = wire.hear_if_any::<Ask>()? {
+        if let Err(error) = answer(host, site, wire, ask) {
+            // Who knows what the other side expects now: it has to begin again.
+            wire.break_off(&error);
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
+    match ask {
+        Ask::Code { hash } => {
+            not_begun(host, site)?;
+            mirror::receive(host, wire, &site.code(), &site.mark("code"), &hash, Squeeze::Yes)
+        }
+        Ask::Out { hash } => {
+            not_begun(host, site)?;
+            mirror::receive(host, wire, &site.out(), &site.mark("out"), &hash, Squeeze::No)
+        }
+        Ask::Data { name, hash } => {
+            plain(&name)?;
+            let data = site.shared("data");
+            let (dir, mark) = (data.join(name.as_str()), data.join(format!("{name}.tree")));
+            let _alone = match host.ledger(&data.join(format!("{name}.lock"))) {
+                Err(e) if e.is::<Busy>() => bail!("{name} is on its way to this machine already"),
+                lock => lock?,
+            };
+            mirror::receive(host, wire, &dir, &mark, &hash, Squeeze::No)?;
+            host.link(&site.data().join(name.as_str()), &dir)
+        }
+        Ask::Placed { name, at } => {
+            plain(&name)?;
+            ensure!(at.is_absolute(), "{} is not absolute", at.display());
+            host.list(&at).with_context(|| format!("{} is not to be read", at.display()))?;
+            ensure!(host.exists(&at)?, "there is no {} on this machine", at.display());
+            host.link(&site.data().join(name.as_str()), &at)?;
+            wire.tell(&())
+        }
+        Ask::Environment => environment(host, site, wire),
+        Ask::Order { order, secrets } => {
+            // What has begun is not changed. The same order comes again after a crash of whoever sent it.
+            if !host.exists(&site.begun())? {
+                let script = site.code().join(order.script.as_str());
+                ensure!(host.exists(&script)?, "there is no {} among the code", order.script);
+                host.make_dir(&site.out())?;
+                host.make_dir(&site.data())?;
+                if let Some(pem) = &order.authority {
+                    host.write(&site.authority(), 0o644, pem.as_bytes())?;
+                }
+                write(host, &site.secrets(), &secrets)?;
+                write(host, &site.order(), &*order)?;
+            }
+            wire.tell(&())
+        }
+        Ask::Look => {
+            let bytes = book::last(host, &site.samples())?;
+            let mut lines = bytes.split(|byte| *byte == b'\n').rev();
+            let sample = lines.find_map(|line| serde_json::from_slice(line).ok());
+            let begun = read(host, &site.begun())?;
+            wire.tell(&Look { standing: start::standing(host, site)?, begun, sample })
+        }
+        Ask::Stop(exit) => {
+            write(host, &site.stop(), &exit)?;
+            wire.tell(&())
+        }
+        Ask::List => wire.pour(&give::list(host, site)?),
+        Ask::Take { root, path, stamp } => give::take(host, site, wire, root, &path, stamp),
+        Ask::Book { book, from } => give::page(host, site, wire, book, from),
+    }
+}
+
+fn environment(host: &Host, site: &Site, wire: &mut Wire) -> Result<()> {
+    let (say, said) = channel::<String>();
+    std::thread::scope(|scope| {
+        let making = scope.spawn(move || {
+            environment::check_gpu(host)?;
+            // Whoever asked may be gone; what is made is there when they come back.
+            environment::make(host, site, &mut |line| drop(say.send(line.chars().take(500).collect())))
+        });
+        loop {
+            match said.recv_timeout(Duration::from_secs(10)) {
+                Ok(line) => wire.tell(&Making::Said(line))?,
+                // Packages are unpacked in silence.
+                Err(RecvTimeoutError::Timeout) => wire.tell(&Making::Said(String::new()))?,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        making.join().map_err(|_| anyhow::anyhow!("making the environment came to a sudden end"))??;
+        wire.tell(&Making::Done)
+    })
+}
+
+fn not_begun(host: &Host, site: &Site) -> Result<()> {
+    ensure!(!host.exists(&site.begun())?, "{} has begun: its files stay as they are", site.run);
+    Ok(())
+}
+
+/// A dataset has one name, not a path of them: one within another would be undone by it.
+fn plain(name: &Rel) -> Result<()> {
+    ensure!(!name.as_str().contains('/'), "{name} is no name of a dataset: it has a / in it");
+    Ok(())
+}

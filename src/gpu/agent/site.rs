@@ -1,0 +1,249 @@
+//! Where things are on a machine, and what is asked of it. Below the agent's home, what runs share (programs,
+//! environments, datasets) lies beside the runs, each of which has a directory of its own and touches nothing else.
+
+use crate::{
+    gpu::{job::Exit, spec::RunId},
+    host::{
+        Host,
+        beneath::{Rel, Stamp},
+    },
+};
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    pub home: PathBuf,
+    pub run: RunId,
+}
+
+impl Site {
+    /// The words after the program's name for one of its verbs here.
+    pub fn words(&self, verb: &str) -> Vec<String> {
+        let home = self.home.display().to_string();
+        ["agent", verb, "--home", &home, "--run", self.run.as_str()].map(str::to_owned).into()
+    }
+
+    /// What runs share. One user's: another could not read it, or could change it under the first.
+    pub const SHARED: [&str; 3] = ["envs", "cache", "data"];
+
+    pub fn shared(&self, name: &str) -> PathBuf {
+        self.home.join(name)
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.home.join("runs").join(self.run.as_str())
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    pub fn code(&self) -> PathBuf {
+        self.at("code")
+    }
+
+    /// `$ECHOES_OUT`.
+    pub fn out(&self) -> PathBuf {
+        self.at("out")
+    }
+
+    /// `$ECHOES_DATA`: a link for each dataset.
+    pub fn data(&self) -> PathBuf {
+        self.at("data")
+    }
+
+    /// What vouches for a tree that came whole.
+    pub fn mark(&self, of: &str) -> PathBuf {
+        self.at(&format!("{of}.tree"))
+    }
+
+    pub fn order(&self) -> PathBuf {
+        self.at("order.json")
+    }
+
+    /// Its owner's alone, as the whole directory is; gone when the script has ended.
+    pub fn secrets(&self) -> PathBuf {
+        self.at("secrets.json")
+    }
+
+    pub fn environment(&self) -> PathBuf {
+        self.at("environment.json")
+    }
+
+    pub fn authority(&self) -> PathBuf {
+        self.at("authority.pem")
+    }
+
+    pub fn begun(&self) -> PathBuf {
+        self.at("begun.json")
+    }
+
+    pub fn exit(&self) -> PathBuf {
+        self.at("exit.json")
+    }
+
+    /// How it shall end, where somebody has asked.
+    pub fn stop(&self) -> PathBuf {
+        self.at("stop.json")
+    }
+
+    pub fn lock(&self) -> PathBuf {
+        self.at("watch.lock")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.at("log")
+    }
+
+    pub fn samples(&self) -> PathBuf {
+        self.at("samples")
+    }
+
+    /// What the agent itself has to say.
+    pub fn complaints(&self) -> PathBuf {
+        self.at("agent.log")
+    }
+}
+
+/// A value in a file, if there is one.
+pub fn read<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = host.read(path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading {}", path.display()))
+}
+
+/// On the disk when this returns, and nobody else's to read.
+pub fn write(host: &Host, path: &Path, value: &impl Serialize) -> Result<()> {
+    host.write(path, 0o600, &serde_json::to_vec(value)?)
+}
+
+/// What to run. Frozen when it arrives; nothing secret is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Below the code.
+    pub script: Rel,
+    pub arguments: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// What comes home besides `$ECHOES_OUT`, below the code: files, or directories with all in them.
+    pub out: Vec<Rel>,
+    pub max_seconds: Option<u64>,
+    /// From the polite request to end until it is ended.
+    pub grace: u64,
+    /// Who signed what MLflow shows, in PEM, where the machine does not know it.
+    pub authority: Option<String>,
+    /// Azure tells the machine before it takes it away.
+    pub azure: bool,
+}
+
+pub type Secrets = Vec<(String, String)>;
+
+/// That and when it began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Seconds since 1970.
+    pub first: u64,
+    /// As `first`: when it is ended. Absolute, so that no restart of anything makes it later.
+    pub until: Option<u64>,
+    /// A machine that restarts starts the script again; so it is told which try this is.
+    pub attempt: u32,
+}
+
+/// How the script stands, as the machine sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It was never started.
+    Waiting,
+    Running,
+    /// It was started, and nobody watches it: whoever hears this starts the agent again.
+    Unwatched,
+    Exited(Exit),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    pub standing: Standing,
+    pub begun: Option<Begun>,
+    /// The newest sample of the machine's load.
+    pub sample: Option<serde_json::Value>,
+}
+
+/// What headquarters may ask. Each has one answer, named beside it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// `tree::send` follows.
+    Code { hash: String },
+    /// As `Code`: a dataset, into what runs share.
+    Data { name: Rel, hash: String },
+    /// As `Code`: what an earlier machine had made, into `$ECHOES_OUT`.
+    Out { hash: String },
+    /// The dataset is on the machine already. Answer: nothing, as `()`.
+    Placed { name: Rel, at: PathBuf },
+    /// Answer: `Making`, until it is done.
+    Environment,
+    /// Answer: `()`.
+    Order { order: Box<Order>, secrets: Secrets },
+    /// Answer: `Look`.
+    Look,
+    /// Answer: `()`.
+    Stop(Exit),
+    /// Answer: all that could come home, poured, as `Vec<Offered>`.
+    List,
+    /// Answer: whether that is still there, as `bool`; then exactly as many bytes, and their hash as `Option<String>`:
+    /// none when they changed meanwhile.
+    Take { root: Root, path: Rel, stamp: Stamp },
+    /// Answer: `Page`, and its bytes.
+    Book { book: Book, from: u64 },
+}
+
+/// How the environment is coming on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Making {
+    /// What it said; empty: it is still at it.
+    Said(String),
+    Done,
+}
+
+/// Where what comes home is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    Out,
+    Code,
+}
+
+/// A file that could come home. Its name is not believed by whoever reads this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offered {
+    pub root: Root,
+    pub path: String,
+    pub stamp: Stamp,
+    /// Milliseconds since it last changed, by the machine's own clock.
+    pub age: u64,
+    /// Why it cannot come.
+    pub not: Option<String>,
+}
+
+/// What only ever grows, and is read on from where one was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Book {
+    Log,
+    Samples,
+}
+
+/// A piece of a book.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// Later than was asked for where the machine no longer has that.
+    pub from: u64,
+    pub to: u64,
+    /// Nothing comes after it now.
+    pub last: bool,
+}
+
+/// The longest piece.
+pub const PAGE: u64 = 4 << 20;

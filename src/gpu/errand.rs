@@ -1,0 +1,411 @@
+//! What happens on a machine, carried out: this program goes over there once, by its hash, and is then asked for
+//! everything else. Nothing is needed there but a shell and sha256sum. Whatever breaks, asking again goes on where it
+//! stopped.
+
+use super::{
+    agent::site::{Ask, Look, Making, Order, Secrets, Site, Standing},
+    home::{Home, Quota, dir_of},
+    job::{Exit, Hopeless, Job, Stand},
+    provider::Machine,
+    spec::{Source, Spec},
+    target::Target,
+    tree::{self, Changed, Known, Squeeze, Tree},
+    wire::{Wire, is_lost, shown},
+};
+use crate::{
+    host::{
+        Cmd, Host,
+        beneath::{Beneath, Rel},
+        process::{Bounds, Pipe},
+    },
+    ui::Try as _,
+};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use std::{
+    io::{Read as _, Write as _},
+    path::{Path, PathBuf},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+/// A dataset that came in parts is read through, over there, before it is gone on with.
+const SENDING: Bounds =
+    Bounds { silence: Duration::from_secs(20 * 60), whole: Duration::from_secs(24 * 3600) };
+/// The driver of a run has a deadline to keep: whoever answers slower than that is asked again later.
+const ASKING: Bounds = Bounds { silence: Duration::from_secs(60), whole: Duration::from_secs(1800) };
+/// From the polite request to end until a script is ended.
+const GRACE: u64 = 20;
+/// Somebody saves a file just then; not every time.
+const TRIES: u32 = 5;
+
+/// What an errand knows besides what is frozen in the run.
+pub struct Given {
+    /// Whose script it is, on a machine where we are root.
+    pub user: Option<String>,
+    /// Where datasets are here: `ucf101` below it.
+    pub data: PathBuf,
+    /// Where they are on the machine, if they are there: a clone of the data disk that was attached.
+    pub placed: Option<PathBuf>,
+    /// Where results go: a directory for each run below it.
+    pub results: PathBuf,
+    /// Whose they are then.
+    pub owner: Option<(u32, u32)>,
+    /// What came home is remembered in here.
+    pub memory: PathBuf,
+    /// For the script, besides the run's own: where MLflow is, and who it is there.
+    pub env: Vec<(String, String)>,
+    /// As `env`; in no journal, argument or log.
+    pub secrets: Secrets,
+    /// Who signed what MLflow shows, in PEM.
+    pub authority: Option<String>,
+    pub quota: Quota,
+}
+
+/// One run's dealings with its machine.
+pub struct Errand<'a> {
+    host: &'a Host,
+    given: Given,
+    say: &'a (dyn Fn(&str) + Sync),
+    /// What goes over there: this program, unless a test says otherwise.
+    program: PathBuf,
+    grace: u64,
+    hash: OnceLock<String>,
+    home: Mutex<Option<Home<'a>>>,
+}
+
+/// A conversation with the agent.
+struct Talk {
+    wire: Wire,
+    pipe: Pipe,
+}
+
+impl<'a> Errand<'a> {
+    pub fn new(host: &'a Host, given: Given, say: &'a (dyn Fn(&str) + Sync)) -> Self {
+        let (program, grace) = ("/proc/self/exe".into(), GRACE);
+        Self { host, given, say, program, grace, hash: OnceLock::new(), home: Mutex::new(None) }
+    }
+
+    #[cfg(test)]
+    fn with(self, program: PathBuf, grace: u64) -> Self {
+        Self { program, grace, ..self }
+    }
+
+    fn site(spec: &Spec, machine: &Machine) -> Site {
+        Site { home: machine.home.clone(), run: spec.run.clone() }
+    }
+
+    fn hash(&self) -> Result<&str> {
+        if self.hash.get().is_none() {
+            let program = self.host.read(&self.program)?.context("this program went away")?;
+            let (hash, _) = tree::digest(&mut program.as_slice())?;
+            let _ = self.hash.set(hash);
+        }
+        self.hash.get().map(String::as_str).context("this program has no hash")
+    }
+
+    fn there(&self, machine: &Machine) -> Result<PathBuf> {
+        Ok(machine.home.join("bin").join(self.hash()?))
+    }
+
+    /// One of the agent's verbs, as a command over there. It ends in 127 where the program is not there yet.
+    fn verb(&self, spec: &Spec, machine: &Machine, verb: &str, root: bool) -> Result<Cmd> {
+        let program = self.there(machine)?.join("echoes-appliance");
+        let mut words = Self::site(spec, machine).words(verb);
+        words.extend(self.given.user.iter().flat_map(|user| ["--as".to_owned(), user.clone()]));
+        // Who is not root there may become it without a word, as on Azure's machines: only root's units outlive a
+        // restart of the machine.
+        let elevate = "if [ \"$(id -u)\" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then \
+                       exec sudo -n \"$0\" \"$@\" --as \"$(id -un)\"; fi; ";
+        let elevate = if root && self.given.user.is_none() { elevate } else { "" };
+        let program = program.to_str().context("the agent's home is no UTF-8")?.to_owned();
+        let script = format!("[ -x \"$0\" ] || exit 127; {elevate}exec \"$0\" \"$@\"");
+        let args = ["-c".to_owned(), script, program].into_iter().chain(words);
+        Ok(machine.target.cmd(Cmd::new("sh", args.collect::<Vec<_>>())))
+    }
+
+    /// This program is over there, whole, under its hash.
+    fn bring(&self, machine: &Machine) -> Result<()> {
+        let dir = self.there(machine)?;
+        let program = self.host.read(&self.program)?.context("this program went away")?;
+        let script = "set -e; umask 022; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
+                      cat > \"$new\"; set -- \"$1\" \"$2\" $(sha256sum < \"$new\"); [ \"$2\" = \"$3\" ]; \
+                      chmod 755 \"$new\"; mv -f \"$new\" \"$1/echoes-appliance\"; trap - EXIT";
+        let dir = dir.to_str().context("the agent's home is no UTF-8")?;
+        let cmd = machine.target.cmd(Cmd::new("sh", ["-c", script, "sh", dir, self.hash()?]));
+        let (status, said) =
+            self.run(&cmd, &program, SENDING).context("bringing the agent to the machine")?;
+        ensure!(status == 0, "bringing the agent to the machine: exit status {status}: {said}");
+        Ok(())
+    }
+
+    /// Run it over there, within bounds: a machine may take for ever. Its status, and what it complained about.
+    fn run(&self, cmd: &Cmd, input: &[u8], bounds: Bounds) -> Result<(i32, String)> {
+        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds)?;
+        // Who ends without reading it all has said why.
+        let fed = to.write_all(input);
+        drop(to);
+        let heard = from.by_ref().take(64 << 10).read_to_end(&mut Vec::new());
+        match (pipe.status(), fed.and(heard)) {
+            (Some(status), _) => Ok((status, shown(&pipe.said()))),
+            (None, Err(error)) => Err(error).with_context(|| format!("running `{}`", cmd.program)),
+            (None, Ok(_)) => bail!("`{}` does not come to an end", cmd.program),
+        }
+    }
+
+    fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
+        let cmd = self.verb(spec, machine, "attend", false)?;
+        let first = self.connect(&cmd, bounds);
+        let missing = first.as_ref().is_err_and(|(_, status)| *status == Some(127));
+        if !missing {
+            return first.map_err(|(error, _)| error);
+        }
+        (self.say)("bringing the agent to the machine");
+        self.bring(machine)?;
+        self.connect(&cmd, bounds).map_err(|(error, _)| error)
+    }
+
+    fn connect(&self, cmd: &Cmd, bounds: Bounds) -> Result<Talk, (anyhow::Error, Option<i32>)> {
+        let (mut pipe, from, to) = self.host.pipe(cmd, bounds).map_err(|error| (error, None))?;
+        match Wire::asking(from, to) {
+            Ok(wire) => Ok(Talk { wire, pipe }),
+            Err(error) => {
+                let (status, said) = (pipe.status(), pipe.said());
+                let said = if said.is_empty() { error } else { anyhow!("{}", shown(&said)) };
+                Err((said.context("reaching the agent"), status))
+            }
+        }
+    }
+
+    /// Hold one conversation. What the other side complained about on its way out is part of the error.
+    fn hold<T>(
+        &self,
+        spec: &Spec,
+        machine: &Machine,
+        bounds: Bounds,
+        doing: impl FnOnce(&mut Wire) -> Result<T>,
+    ) -> Result<T> {
+        let Talk { mut wire, mut pipe } = self.talk(spec, machine, bounds)?;
+        let held = doing(&mut wire);
+        drop(wire);
+        held.map_err(|error| {
+            // Why a connection broke, ssh alone knows.
+            let said =
+                if is_lost(&error) && pipe.status().is_some() { shown(&pipe.said()) } else { String::new() };
+            if said.is_empty() { error } else { error.context(said) }
+        })
+    }
+
+    fn send_code(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
+        // What cannot be listed now cannot be listed in a minute either.
+        let code = tree::code(self.host, &spec.project, &|line| (self.say)(line));
+        let (dir, tree) = code.context(Hopeless)?;
+        let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
+        ensure_among(&tree, &script, &spec.project)?;
+        wire.tell(&Ask::Code { hash: tree.hash() })?;
+        let sent = tree::send(wire, &dir, &tree, Squeeze::Yes)?;
+        (self.say)(&match sent.files {
+            0 => format!("the code is there: {} files", tree.0.len()),
+            files => format!("sent {files} of {} files of code", tree.0.len()),
+        });
+        Ok(())
+    }
+
+    /// What an earlier machine of this run had made, to go on from.
+    fn send_results(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
+        let dir = self.given.results.join(spec.run.as_str()).join(dir_of(super::agent::site::Root::Out));
+        if Beneath::open(self.host, &dir)?.is_none() {
+            return Ok(());
+        }
+        let (dir, tree) = tree::data(self.host, &dir, &mut Known::new())?;
+        if !tree.0.is_empty() {
+            wire.tell(&Ask::Out { hash: tree.hash() })?;
+            let sent = tree::send(wire, &dir, &tree, Squeeze::No)?;
+            (self.say)(&format!("{} files of an earlier machine are there to go on from", sent.files));
+        }
+        Ok(())
+    }
+
+    fn send_data(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        for name in &spec.data {
+            let rel = Rel::new(name)?;
+            if let Some(placed) = self.placed(machine) {
+                let at = placed.join(name);
+                self.hold(spec, machine, ASKING, |wire| {
+                    wire.tell(&Ask::Placed { name: rel.clone(), at: at.clone() })?;
+                    wire.hear::<()>()
+                })?;
+                continue;
+            }
+            let at = self.given.data.join(name);
+            ensure!(self.host.exists(&at)?, "there is no dataset {name} in {}", self.given.data.display());
+            let mut known = self.known(name)?;
+            let (dir, tree) = tree::data(self.host, &at, &mut known)?;
+            self.remember(name, &known)?;
+            (self.say)(&format!("{name}: {} files, {} MiB", tree.0.len(), tree.bytes() >> 20));
+            let sent = self.hold(spec, machine, SENDING, |wire| {
+                wire.tell(&Ask::Data { name: rel.clone(), hash: tree.hash() })?;
+                tree::send(wire, &dir, &tree, Squeeze::No)
+            });
+            let sent = sent.with_context(|| format!("sending the dataset {name}"))?;
+            (self.say)(&format!("{name} is there; {} files were sent", sent.files));
+        }
+        Ok(())
+    }
+
+    /// Where datasets are over there, where nothing needs to be sent.
+    fn placed(&self, machine: &Machine) -> Option<&Path> {
+        let here = matches!(machine.target, Target::Local).then_some(&self.given.data);
+        self.given.placed.as_ref().or(here).map(PathBuf::as_path)
+    }
+
+    /// What was read of this dataset before: to read it through for each run would take as long as to send it.
+    fn known(&self, name: &str) -> Result<Known> {
+        let bytes = self.host.read(&self.hashes(name))?.unwrap_or_default();
+        // One that cannot be read is made anew.
+        let known: Vec<_> = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(known.into_iter().collect())
+    }
+
+    fn remember(&self, name: &str, known: &Known) -> Result<()> {
+        self.host.write(&self.hashes(name), 0o600, &serde_json::to_vec(&known.iter().collect::<Vec<_>>())?)
+    }
+
+    fn hashes(&self, name: &str) -> PathBuf {
+        self.given.memory.join("hashes").join(format!("{name}.json"))
+    }
+
+    fn make_environment(&self, wire: &mut Wire) -> Result<()> {
+        wire.tell(&Ask::Environment)?;
+        loop {
+            match wire.hear()? {
+                Making::Said(line) if line.is_empty() => {}
+                Making::Said(line) => (self.say)(&shown(&line)),
+                Making::Done => return Ok(()),
+            }
+        }
+    }
+
+    fn order(&self, spec: &Spec) -> Result<Order> {
+        let rel = |path: &Path| Rel::try_from(path).map_err(|why| anyhow!(why));
+        Ok(Order {
+            script: rel(&spec.script)?,
+            arguments: spec.arguments.clone(),
+            env: self.given.env.iter().chain(&spec.env).cloned().collect(),
+            out: spec.out.iter().map(|path| rel(path)).collect::<Result<_>>()?,
+            max_seconds: spec.max_seconds,
+            grace: self.grace,
+            authority: self.given.authority.clone(),
+            azure: matches!(spec.source, Source::Azure),
+        })
+    }
+
+    /// How it stands over there, with when it began and how busy the machine is.
+    pub fn look(&self, spec: &Spec, machine: &Machine) -> Result<Look> {
+        self.hold(spec, machine, ASKING, |wire| {
+            wire.tell(&Ask::Look)?;
+            wire.hear()
+        })
+    }
+
+    /// Nothing of the run is left over there when this returns; what runs share stays.
+    pub fn leave(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let leave = || self.run(&self.verb(spec, machine, "leave", true)?, b"", ASKING);
+        let (mut status, mut said) = leave().context("taking the run off its machine")?;
+        if status == 127 {
+            // Nothing came so far, or somebody has tidied up: what is needed to look is brought.
+            self.bring(machine)?;
+            (status, said) = leave().context("taking the run off its machine")?;
+        }
+        ensure!(status == 0, "taking the run off its machine: exit status {status}: {said}");
+        Ok(())
+    }
+
+    fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let start = self.verb(spec, machine, "start", true)?;
+        let (status, said) = self.run(&start, b"", ASKING).context("starting the script")?;
+        ensure!(status == 0, "starting the script: exit status {status}: {said}");
+        Ok(())
+    }
+}
+
+/// What is not sent cannot be started.
+fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
+    if tree.0.iter().any(|entry| entry.path == *script) {
+        return Ok(());
+    }
+    Err(anyhow!("{script} is not among the code in {}", project.display()))
+        .context(Hopeless)
+        .or_try("if it is there, git ignores it: look at .gitignore")
+}
+
+impl Job for Errand<'_> {
+    fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let sent = self.hold(spec, machine, SENDING, |wire| {
+                self.send_code(spec, wire)?;
+                self.send_results(spec, wire)
+            });
+            tries += 1;
+            match sent {
+                Err(e) if e.is::<Changed>() && tries < TRIES => (self.say)(&format!("{e}; once more")),
+                Err(e) => return Err(e).context("sending the code"),
+                Ok(()) => break,
+            }
+        }
+        // A dataset needs the network and the disk, an environment the processors: side by side.
+        std::thread::scope(|scope| {
+            let data = scope.spawn(|| self.send_data(spec, machine));
+            let environment = self.hold(spec, machine, SENDING, |wire| self.make_environment(wire));
+            let data = data.join().map_err(|_| anyhow!("sending the data came to a sudden end"))?;
+            environment.context("making the environment").and(data)
+        })?;
+        self.hold(spec, machine, ASKING, |wire| {
+            let order = Box::new(self.order(spec)?);
+            wire.tell(&Ask::Order { order, secrets: self.given.secrets.clone() })?;
+            wire.hear()
+        })
+    }
+
+    fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.started(spec, machine)
+    }
+
+    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
+        match self.look(spec, machine)?.standing {
+            Standing::Exited(exit) => Ok(Stand::Exited(exit)),
+            Standing::Running => Ok(Stand::Running),
+            // Its keeper is gone: killed, or the machine was restarted and has no systemd.
+            Standing::Unwatched => self.started(spec, machine).map(|()| Stand::Running),
+            Standing::Waiting => bail!("the script was never started on this machine"),
+        }
+    }
+
+    fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.hold(spec, machine, ASKING, |wire| {
+            wire.tell(&Ask::Stop(Exit::Stopped))?;
+            wire.hear()
+        })
+    }
+
+    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        if home.is_none() {
+            let dir = self.given.results.join(spec.run.as_str());
+            let memory = self.given.memory.join(spec.run.as_str()).join("home.jsonl");
+            let Given { quota, owner, .. } = self.given;
+            *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
+        }
+        let home = home.as_mut().context("there is no home")?;
+        self.hold(spec, machine, ASKING, |wire| {
+            // Asked before the list: what is there once the script has ended stays as it is.
+            wire.tell(&Ask::Look)?;
+            let ended = matches!(wire.hear::<Look>()?.standing, Standing::Exited(_));
+            home.fetch(wire, ended)
+        })
+        .context("bringing home what the run made")
+    }
+}
+
+#[cfg(test)]
+mod tests;

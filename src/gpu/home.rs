@@ -1,0 +1,320 @@
+//! What a run made, brought home while it runs. The machine that it comes from is somebody else's, and is believed in
+//! nothing: not in a name, a length, a hash or an end. What comes is written under a name of our own until it is all
+//! there and is what was announced; nothing outside the run's directory is touched, and there is an end to how much is
+//! taken. A file is complete when it stayed as it is from one look to the next, or when the script has ended.
+
+use super::{
+    agent::site::{Ask, Book, Offered, PAGE, Page, Root},
+    tree::hex,
+    wire::{Wire, shown},
+};
+use crate::{
+    host::{
+        Host,
+        beneath::{Beneath, OnDisk, Rel, Stamp},
+    },
+    journal::Journal,
+};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{Read as _, Write as _},
+    path::Path,
+};
+
+/// How much is taken from one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    pub files: usize,
+    /// Bytes of one file.
+    pub file: u64,
+    /// Bytes in all.
+    pub all: u64,
+    /// Bytes of each book.
+    pub book: u64,
+    /// Bytes that stay free here, whatever is there to be taken.
+    pub free: u64,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { files: 20_000, file: 64 << 30, all: 256 << 30, book: 256 << 20, free: 2 << 30 }
+    }
+}
+
+/// A file must have rested so long, by the clock of its own machine.
+const REST: u64 = 2000;
+
+/// What happened here: an entry of the run's own memory of what came home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Landed {
+    File {
+        root: Root,
+        path: Rel,
+        stamp: Stamp,
+        hash: String,
+    },
+    /// And why. Said once.
+    Left {
+        root: Root,
+        path: String,
+        why: String,
+    },
+    /// A piece of a book: where it ended over there, and here.
+    Book {
+        book: Book,
+        theirs: u64,
+        ours: u64,
+    },
+}
+
+/// All of it: a fold over the journal.
+#[derive(Debug, Default)]
+struct Memory {
+    files: BTreeMap<(Root, Rel), (Stamp, String)>,
+    left: BTreeMap<(Root, String), String>,
+    books: HashMap<Book, (u64, u64)>,
+}
+
+impl Memory {
+    fn add(&mut self, landed: Landed) {
+        match landed {
+            Landed::File { root, path, stamp, hash } => {
+                self.left.remove(&(root, path.as_str().to_owned()));
+                self.files.insert((root, path), (stamp, hash));
+            }
+            Landed::Left { root, path, why } => drop(self.left.insert((root, path), why)),
+            Landed::Book { book, theirs, ours } => drop(self.books.insert(book, (theirs, ours))),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.values().map(|(stamp, _)| stamp.len).fold(0, u64::saturating_add)
+    }
+}
+
+/// The directory at home where a run's files go, and what is there.
+pub struct Home<'a> {
+    host: &'a Host,
+    dir: Beneath,
+    journal: Journal<Landed>,
+    memory: Memory,
+    quota: Quota,
+    /// Whose the files are.
+    owner: Option<(u32, u32)>,
+    /// What was offered at the last look.
+    seen: HashMap<(Root, String), Stamp>,
+    say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// What is to be done about an offer. Pure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Judgement {
+    Here,
+    /// It may still change.
+    Later,
+    Take(Rel),
+    Leave(String),
+}
+
+impl<'a> Home<'a> {
+    /// `dir` is the run's directory among the results, `memory` a file of ours.
+    pub fn open(
+        host: &'a Host,
+        dir: &Path,
+        memory: &Path,
+        quota: Quota,
+        owner: Option<(u32, u32)>,
+        say: &'a (dyn Fn(&str) + Sync),
+    ) -> Result<Self> {
+        let dir = Beneath::make(host, dir)?;
+        let (journal, landed) = Journal::<Landed>::open(host, memory)?;
+        let mut memory = Memory::default();
+        landed.into_iter().for_each(|landed| memory.add(landed));
+        dir.sweep()?;
+        Ok(Self { host, dir, journal, memory, quota, owner, seen: HashMap::new(), say })
+    }
+
+    /// Bring home what is complete and not here. Whether that is everything: `ended` says that nothing more will come.
+    pub fn fetch(&mut self, wire: &mut Wire, ended: bool) -> Result<bool> {
+        wire.tell(&Ask::List)?;
+        let offers: Vec<Offered> = wire.draw().context("hearing what there is to bring home")?;
+        let mut whole = true;
+        let mut seen = HashMap::new();
+        for (n, offer) in offers.into_iter().enumerate() {
+            let key = (offer.root, offer.path.clone());
+            let rested = self.seen.get(&key) == Some(&offer.stamp);
+            let judgement = if n >= self.quota.files {
+                Judgement::Leave(format!("more than {} files", self.quota.files))
+            } else {
+                self.judge(&offer, ended || rested && offer.age >= REST)?
+            };
+            match judgement {
+                Judgement::Here => {}
+                Judgement::Later => whole = false,
+                Judgement::Take(path) => whole &= self.take(wire, offer.root, path, offer.stamp)?,
+                Judgement::Leave(why) => {
+                    self.leave(offer.root, &offer.path, why)?;
+                    if n >= self.quota.files {
+                        break;
+                    }
+                }
+            }
+            seen.insert(key, offer.stamp);
+        }
+        self.seen = seen;
+        for book in [Book::Log, Book::Samples] {
+            whole &= self.read_on(wire, book)?;
+        }
+        Ok(whole && ended)
+    }
+
+    fn judge(&self, offer: &Offered, complete: bool) -> Result<Judgement> {
+        if let Some(why) = &offer.not {
+            return Ok(Judgement::Leave(why.chars().take(200).collect()));
+        }
+        let path = match Rel::new(&offer.path).and_then(|path| path.under(dir_of(offer.root))) {
+            Ok(path) if path.is_part() => return Ok(Judgement::Leave("its name is one of ours".into())),
+            Ok(path) => path,
+            Err(why) => return Ok(Judgement::Leave(format!("{why:#}"))),
+        };
+        let before = self.memory.files.get(&(offer.root, path.clone()));
+        if before.is_some_and(|(stamp, _)| *stamp == offer.stamp) {
+            return Ok(Judgement::Here);
+        }
+        if !complete {
+            return Ok(Judgement::Later);
+        }
+        let (len, quota) = (offer.stamp.len, self.quota);
+        let all = self.memory.bytes() - before.map_or(0, |(stamp, _)| stamp.len);
+        let (free, _) = self.host.room(self.dir.path())?;
+        Ok(if len > quota.file {
+            Judgement::Leave(format!("it is larger than {} MiB", quota.file >> 20))
+        } else if all.saturating_add(len) > quota.all {
+            Judgement::Leave(format!("all of it is more than {} MiB", quota.all >> 20))
+        } else if len > free.saturating_sub(quota.free) {
+            Judgement::Leave("there is no room for it here".into())
+        } else {
+            Judgement::Take(path)
+        })
+    }
+
+    /// Whether it came; not, when it changed meanwhile.
+    fn take(&mut self, wire: &mut Wire, root: Root, path: Rel, stamp: Stamp) -> Result<bool> {
+        let there = Rel::new(&path.as_str()[dir_of(root).len() + 1..])?;
+        let mut part = match self.dir.write(&path) {
+            Ok(part) => part,
+            // What was a file over there has become a directory, or the other way round.
+            Err(error) => {
+                self.leave(root, there.as_str(), format!("{error:#}"))?;
+                return Ok(true);
+            }
+        };
+        wire.tell(&Ask::Take { root, path: there.clone(), stamp })?;
+        if !wire.hear::<bool>()? {
+            return Ok(false);
+        }
+        let mut receiving = wire.receiving();
+        let (mut seen, mut left) = (Sha256::new(), stamp.len);
+        let mut bytes = vec![0; 128 << 10];
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let n = receiving.read(&mut bytes[..most]).with_context(|| format!("bringing home {path}"))?;
+            ensure!(n > 0, "{path} is shorter than was announced, by {left} bytes");
+            seen.update(&bytes[..n]);
+            part.write_all(&bytes[..n]).with_context(|| format!("writing {path}"))?;
+            left -= n as u64;
+        }
+        receiving.rest().with_context(|| format!("bringing home {path}"))?;
+        let Some(hash) = wire.hear::<Option<String>>()? else { return Ok(false) };
+        ensure!(hash == hex(&seen.finalize()), "{path} came as something else than was announced");
+        if let Err(error) = part.keep(false, self.owner, OnDisk::Now) {
+            self.leave(root, there.as_str(), format!("{error:#}"))?;
+            return Ok(true);
+        }
+        self.note(Landed::File { root, path, stamp, hash })?;
+        Ok(true)
+    }
+
+    fn leave(&mut self, root: Root, path: &str, why: String) -> Result<()> {
+        let path: String = path.chars().take(200).collect();
+        let known = self.memory.left.get(&(root, path.clone())) == Some(&why);
+        // Or an endless list of bad names would fill the disk with the names.
+        if !known && self.memory.left.len() < 1000 {
+            (self.say)(&format!("{path:?} is left on the machine: {}", shown(&why)));
+            self.note(Landed::Left { root, path, why })?;
+        }
+        Ok(())
+    }
+
+    /// Whether all that is written is here.
+    fn read_on(&mut self, wire: &mut Wire, book: Book) -> Result<bool> {
+        let name = Rel::new(match book {
+            Book::Log => "log.txt",
+            Book::Samples => "samples.jsonl",
+        })?;
+        loop {
+            let (theirs, ours) = self.memory.books.get(&book).copied().unwrap_or_default();
+            if ours >= self.quota.book {
+                return Ok(true);
+            }
+            wire.tell(&Ask::Book { book, from: theirs })?;
+            let page: Page = wire.hear()?;
+            let len = page.to.checked_sub(page.from).filter(|len| *len <= PAGE && page.from >= theirs);
+            let len = len.ok_or_else(|| anyhow!("{name} has pages that cannot be"))?;
+            let mut bytes = Vec::new();
+            let mut receiving = wire.receiving();
+            receiving.by_ref().take(len).read_to_end(&mut bytes)?;
+            ensure!(bytes.len() as u64 == len, "a page of {name} is shorter than was announced");
+            receiving.rest()?;
+            if len > 0 {
+                let mut text = Vec::new();
+                if page.from > theirs && book == Book::Log {
+                    let lost = page.from - theirs;
+                    text = format!("\n[echoes-appliance: {lost} bytes are left out]\n").into_bytes();
+                }
+                text.extend(bytes);
+                text.truncate(usize::try_from(self.quota.book - ours)?);
+                // What came after the last note, by a crash between the two, comes again.
+                let mut file = self.dir.append(&name, ours, self.owner)?;
+                file.write_all(&text).with_context(|| format!("writing {name}"))?;
+                file.sync_data()?;
+                let ours = ours + text.len() as u64;
+                self.note(Landed::Book { book, theirs: page.to, ours })?;
+            }
+            if page.last || len == 0 {
+                return Ok(page.last);
+            }
+        }
+    }
+
+    fn note(&mut self, landed: Landed) -> Result<()> {
+        self.journal.append(&landed)?;
+        self.memory.add(landed);
+        Ok(())
+    }
+
+    /// What is here: path, bytes, SHA-256.
+    pub fn files(&self) -> impl Iterator<Item = (&Rel, u64, &str)> {
+        self.memory.files.iter().map(|((_, path), (stamp, hash))| (path, stamp.len, hash.as_str()))
+    }
+
+    /// What is not, and why.
+    pub fn left(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.memory.left.iter().map(|((_, path), why)| (path.as_str(), why.as_str()))
+    }
+}
+
+/// The two cannot meet, whatever they are named over there.
+pub fn dir_of(root: Root) -> &'static str {
+    match root {
+        Root::Out => "out",
+        Root::Code => "project",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,27 @@
+//! Experiments on machines that are rented for them: rent, send, run, bring home, give back, prove it.
+//!
+//! `runner` is a loop over a journal: read where the run stands (`state`), do the phase, note what happened. Whoever
+//! holds the journal's lock drives the run, so any process may die and any other may go on. A `provider` is where
+//! machines come from, a `job` is what happens on one, and a `target` is how a command gets there.
+
+#![allow(dead_code)]
+
+pub mod agent;
+pub mod driver;
+pub mod errand;
+pub mod home;
+pub mod job;
+pub mod loan;
+pub mod log;
+pub mod metrics;
+pub mod offer;
+pub mod provider;
+pub mod receipt;
+pub mod runner;
+pub mod runs;
+pub mod spec;
+pub mod state;
+pub mod sweep;
+pub mod target;
+pub mod tree;
+pub mod wire;

@@ -1,0 +1,327 @@
+//! What Azure is asked to make, as data: every request that makes something of a run. Pure. The machine itself is in
+//! `assets/azure`, and here is what differs from run to run.
+
+use super::{
+    arm::Ask,
+    kept::{Keys, plain},
+    names::{Kind, Names, RESOURCES},
+    network::Way,
+};
+use crate::gpu::provider::Offer;
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+use time::{OffsetDateTime, UtcOffset};
+
+/// The user that we come in as.
+pub const USER: &str = "echoes";
+pub const SSH: u16 = 22;
+
+/// What Azure refuses to take more of in `customData`.
+const MOST: usize = 65_535;
+
+/// An image of the marketplace, of a definite version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    pub publisher: String,
+    pub offer: String,
+    pub sku: String,
+    pub version: String,
+    /// It may be started as a trusted launch.
+    pub trusted: bool,
+    /// What must be bought with it.
+    pub plan: Option<Value>,
+}
+
+/// All that a run's things are made from.
+pub struct Blueprint<'a> {
+    pub names: &'a Names,
+    pub group: &'a str,
+    pub owner: &'a str,
+    pub offer: &'a Offer,
+    pub way: &'a Way,
+    pub keys: &'a Keys,
+    /// A disk of headquarters' that the machine gets a copy of.
+    pub clone: Option<&'a str>,
+    /// When nobody is interested any more.
+    pub expires: OffsetDateTime,
+}
+
+impl Blueprint<'_> {
+    fn id(&self, kind: Kind) -> String {
+        self.names.id(self.group, kind)
+    }
+
+    fn local(&self, kind: Kind) -> String {
+        self.names.local(self.group, kind, &self.offer.region)
+    }
+
+    fn put(&self, id: String, kind: Kind, mut body: Value) -> Ask {
+        body["location"] = json!(self.offer.region);
+        body["tags"] = self.names.tags(self.owner, self.expires);
+        Ask::put(id, kind.version(), body)
+    }
+
+    pub fn group(&self) -> Ask {
+        let body = json!({"location": self.offer.region, "tags": self.names.tags(self.owner, self.expires)});
+        Ask::put(self.names.group_id(self.group), RESOURCES, body)
+    }
+
+    /// Closed to all but headquarters; in Azure's networks every neighbour may come in by default.
+    pub fn security(&self) -> Ask {
+        let rule = |name: &str, priority: u16, access: &str, from: &str, protocol: &str, port: &str| {
+            json!({"name": name, "properties": {
+                "direction": "Inbound", "priority": priority, "access": access, "protocol": protocol,
+                "sourceAddressPrefix": from, "sourcePortRange": "*",
+                "destinationAddressPrefix": "*", "destinationPortRange": port,
+            }})
+        };
+        let bits = if self.way.from.is_ipv4() { 32 } else { 128 };
+        let rules = [
+            rule("headquarters", 100, "Allow", &format!("{}/{bits}", self.way.from), "Tcp", &SSH.to_string()),
+            rule("nobody-else", 4096, "Deny", "*", "*", "*"),
+        ];
+        self.put(self.local(Kind::Security), Kind::Security, json!({"properties": {"securityRules": rules}}))
+    }
+
+    /// For a machine where headquarters has no network. Nobody else is in it, so any range will do.
+    pub fn network(&self) -> Ask {
+        let subnet = json!({"name": "machines", "properties": {
+            "addressPrefix": "10.91.0.0/24",
+            // Later versions of this request change the default.
+            "defaultOutboundAccess": true,
+        }});
+        let body = json!({"addressSpace": {"addressPrefixes": ["10.91.0.0/24"]}, "subnets": [subnet]});
+        self.put(self.local(Kind::Network), Kind::Network, json!({"properties": body}))
+    }
+
+    /// Of headquarters' data disk, as it is at this moment.
+    pub fn snapshot(&self, disk: &str) -> Ask {
+        let source = json!({"createOption": "Copy", "sourceResourceId": disk});
+        self.put(
+            self.local(Kind::Snapshot),
+            Kind::Snapshot,
+            json!({"properties": {"creationData": source, "incremental": true}}),
+        )
+    }
+
+    /// Whatever is made with the machine, or belongs to it, goes with it.
+    pub fn machine(&self, image: &Image) -> Ask {
+        let text = include_str!("../../../../assets/azure/machine.json");
+        let mut body: Value = serde_json::from_str(text).expect("assets/azure/machine.json is tested");
+        let name = self.names.machine();
+        let properties = &mut body["properties"];
+        properties["hardwareProfile"]["vmSize"] = json!(self.offer.size);
+        let storage = &mut properties["storageProfile"];
+        storage["imageReference"] = json!({"publisher": image.publisher, "offer": image.offer, "sku": image.sku,
+            "version": image.version});
+        storage["osDisk"]["name"] = json!(self.names.name(Kind::OsDisk));
+        if self.clone.is_some() {
+            storage["dataDisks"] = json!([{"lun": 0, "name": self.names.name(Kind::DataDisk),
+                "createOption": "Copy", "sourceResource": {"id": self.local(Kind::Snapshot)},
+                "caching": "ReadOnly", "deleteOption": "Delete"}]);
+        }
+        let os = &mut properties["osProfile"];
+        os["computerName"] = json!(name);
+        os["adminUsername"] = json!(USER);
+        os["customData"] = json!(self.custom_data());
+        os["linuxConfiguration"]["ssh"]["publicKeys"] = json!([{
+            "path": format!("/home/{USER}/.ssh/authorized_keys"), "keyData": plain(&self.keys.user.public)}]);
+        let interface = &mut properties["networkProfile"]["networkInterfaceConfigurations"][0];
+        interface["name"] = json!(self.names.name(Kind::Interface));
+        interface["properties"]["networkSecurityGroup"] = json!({"id": self.local(Kind::Security)});
+        let address = &mut interface["properties"]["ipConfigurations"][0]["properties"];
+        address["subnet"] = json!({"id": self.way.subnet});
+        if self.way.public {
+            address["publicIPAddressConfiguration"] = json!({"name": self.names.name(Kind::Address),
+                "sku": {"name": "Standard", "tier": "Regional"},
+                "properties": {"deleteOption": "Delete", "publicIPAllocationMethod": "Static"}});
+        }
+        if self.offer.spot {
+            properties["priority"] = json!("Spot");
+            // The default keeps its disks, and us paying for them.
+            properties["evictionPolicy"] = json!("Delete");
+            // Never taken away for its price, which is never above that of a machine that stays.
+            properties["billingProfile"] = json!({"maxPrice": -1});
+        }
+        if image.trusted {
+            // Said aloud: where it is the default it brings Secure Boot, which refuses NVIDIA's modules.
+            properties["securityProfile"] = json!({"securityType": "TrustedLaunch",
+                "uefiSettings": {"secureBootEnabled": false, "vTpmEnabled": true}});
+        }
+        if let Some(zone) = &self.offer.zone {
+            body["zones"] = json!([zone]);
+        }
+        if let Some(plan) = &image.plan {
+            body["plan"] = plan.clone();
+        }
+        self.put(self.id(Kind::Machine), Kind::Machine, body).only_new()
+    }
+
+    /// Switches the machine off when nobody has moved it on: the one guard that needs neither us nor the machine.
+    /// Azure knows a time of day only, so it lies within a day.
+    pub fn schedule(&self) -> Ask {
+        schedule(self.names, self.group, &self.offer.region, self.owner, self.expires)
+    }
+
+    fn custom_data(&self) -> String {
+        let text = cloud_init(self.keys, self.clone.is_some());
+        debug_assert!(text.len() <= MOST);
+        BASE64_STANDARD.encode(text)
+    }
+}
+
+pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: OffsetDateTime) -> Ask {
+    let at = at.to_offset(UtcOffset::UTC);
+    let body = json!({
+        "location": region,
+        "tags": names.tags(owner, at),
+        "properties": {
+            "status": "Enabled",
+            "taskType": "ComputeVmShutdownTask",
+            "dailyRecurrence": {"time": format!("{:02}{:02}", at.hour(), at.minute())},
+            "timeZoneId": "UTC",
+            "targetResourceId": names.id(group, Kind::Machine),
+            "notificationSettings": {"status": "Disabled", "timeInMinutes": 30},
+        },
+    });
+    Ask::put(names.id(group, Kind::Schedule), Kind::Schedule.version(), body)
+}
+
+/// What the machine is told at its first start: YAML, in which every value of ours is a JSON string, which is YAML too.
+fn cloud_init(keys: &Keys, clone: bool) -> String {
+    let quoted = |text: &str| Value::from(text).to_string();
+    let text = include_str!("../../../../assets/azure/cloud-init.yaml");
+    let text = text
+        .replace("@HOST_PRIVATE@", &quoted(&keys.host.private))
+        .replace("@HOST_PUBLIC@", &quoted(&plain(&keys.host.public)));
+    if clone { text + include_str!("../../../../assets/azure/cloud-init-clone.yaml") } else { text }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::gpu::{provider::azure::kept::Pair, spec::RunId};
+    use time::macros::datetime;
+
+    pub fn keys() -> Keys {
+        let pair = |name: &str| Pair {
+            private: format!(
+                "-----BEGIN OPENSSH PRIVATE KEY-----\n{name}\n-----END OPENSSH PRIVATE KEY-----\n"
+            ),
+            public: format!("ssh-ed25519 AAAA{name} somebody@somewhere\n"),
+        };
+        Keys { host: pair("host"), user: pair("user") }
+    }
+
+    pub fn image() -> Image {
+        Image {
+            publisher: "microsoft-dsvm".into(),
+            offer: "ubuntu-hpc".into(),
+            sku: "2204".into(),
+            version: "22.04.2026100101".into(),
+            trusted: true,
+            plan: None,
+        }
+    }
+
+    /// Each request that makes something, of a machine with all that one can have.
+    pub fn everything() -> Vec<Ask> {
+        let run = RunId::try_from("esn-1".to_owned()).unwrap();
+        let names = Names::new("00000000-0000-0000-0000-000000000001", "hq", &run);
+        let offer = Offer {
+            size: "Standard_NC4as_T4_v3".into(),
+            region: "westeurope".into(),
+            zone: Some("2".into()),
+            spot: true,
+            price: 160_000,
+        };
+        let way = Way {
+            subnet: names.subnet("g", "westeurope"),
+            own: true,
+            public: true,
+            inside: false,
+            from: "20.1.2.3".parse().unwrap(),
+        };
+        let (keys, disk) =
+            (keys(), "/subscriptions/s/resourceGroups/hq/providers/Microsoft.Compute/disks/data");
+        let expires = datetime!(2026-11-24 03:07:59 UTC);
+        let blueprint = Blueprint {
+            names: &names,
+            group: "g",
+            owner: "ada",
+            offer: &offer,
+            way: &way,
+            keys: &keys,
+            clone: Some(disk),
+            expires,
+        };
+        vec![
+            blueprint.group(),
+            blueprint.security(),
+            blueprint.network(),
+            blueprint.snapshot(disk),
+            blueprint.machine(&image()),
+            blueprint.schedule(),
+        ]
+    }
+
+    fn of(kind: &str) -> Value {
+        let ask = everything().into_iter().find(|ask| ask.path.contains(kind)).unwrap();
+        ask.body.unwrap()
+    }
+
+    #[test]
+    fn whatever_comes_with_a_machine_goes_with_it() {
+        let body = of("virtualMachines/");
+        let properties = &body["properties"];
+        let interface = &properties["networkProfile"]["networkInterfaceConfigurations"][0]["properties"];
+        let address = &interface["ipConfigurations"][0]["properties"]["publicIPAddressConfiguration"];
+        for option in [
+            &properties["storageProfile"]["osDisk"],
+            &properties["storageProfile"]["dataDisks"][0],
+            interface,
+            &address["properties"],
+        ] {
+            assert_eq!(option["deleteOption"], "Delete", "{option}");
+        }
+        assert_eq!(properties["evictionPolicy"], "Delete");
+        assert_eq!(properties["securityProfile"]["uefiSettings"]["secureBootEnabled"], false);
+    }
+
+    #[test]
+    fn everything_says_whose_it_is_and_until_when() {
+        for ask in everything() {
+            let tags = &ask.body.as_ref().unwrap()["tags"];
+            assert_eq!(
+                tags,
+                &json!({"echoes-hq": "hq", "echoes-run": "esn-1", "echoes-owner": "ada",
+                    "echoes-expires": "2026-11-24T03:07:59Z"}),
+                "{}",
+                ask.path
+            );
+        }
+        assert_eq!(of("schedules/")["properties"]["dailyRecurrence"]["time"], "0307");
+    }
+
+    #[test]
+    fn only_headquarters_may_come_in() {
+        let rules = of("networkSecurityGroups/")["properties"]["securityRules"].clone();
+        assert_eq!(rules[0]["properties"]["sourceAddressPrefix"], "20.1.2.3/32");
+        assert_eq!(rules[0]["properties"]["destinationPortRange"], "22");
+        assert_eq!(
+            (&rules[1]["properties"]["access"], &rules[1]["properties"]["sourceAddressPrefix"]),
+            (&json!("Deny"), &json!("*"))
+        );
+    }
+
+    #[test]
+    fn the_machine_is_told_its_key_and_nothing_that_is_worth_more_than_the_machine() {
+        let custom = of("virtualMachines/")["properties"]["osProfile"]["customData"].clone();
+        let text = String::from_utf8(BASE64_STANDARD.decode(custom.as_str().unwrap()).unwrap()).unwrap();
+        assert!(text.starts_with("#cloud-config\n"), "{text}");
+        let private = r#"ed25519_private: "-----BEGIN OPENSSH PRIVATE KEY-----\nhost\n-----END OPENSSH PRIVATE KEY-----\n""#;
+        assert!(text.contains(private), "{text}");
+        assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
+        assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
+    }
+}

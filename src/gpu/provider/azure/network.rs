@@ -1,0 +1,217 @@
+//! Where headquarters is in Azure, if it is there, and by which way a rented machine is reached.
+//!
+//! The metadata service names neither network nor subnet: it names this machine, Azure names its interface, and that
+//! names the subnet.
+
+use super::{
+    arm::{Arm, Ask},
+    fault::Fault,
+    names::{COMPUTE, NETWORK, Names},
+};
+use serde_json::Value;
+use std::{net::IpAddr, time::Duration};
+
+/// The metadata service answers at once or is not there.
+const METADATA: Duration = Duration::from_secs(2);
+
+/// This machine, as its metadata service tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    pub id: String,
+    pub subscription: String,
+    pub location: String,
+    /// `AzurePublicCloud` and the like.
+    pub cloud: String,
+    pub private: Option<IpAddr>,
+    mac: String,
+}
+
+/// Headquarters in a network of Azure's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    pub location: String,
+    pub subnet: String,
+    /// A machine there reaches the world without an address of its own.
+    pub way_out: bool,
+    pub private: IpAddr,
+    pub public: Option<IpAddr>,
+}
+
+/// How a rented machine is reached, and by whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    pub subnet: String,
+    /// The subnet is one that we make for it.
+    pub own: bool,
+    /// It gets an address that the world can see; closed to all but headquarters.
+    pub public: bool,
+    /// We talk to the address that only its own network can see.
+    pub inside: bool,
+    /// The only one who may come in.
+    pub from: IpAddr,
+}
+
+impl Way {
+    /// Inside, where headquarters is in a network of the same region; else over the world. Pure.
+    pub fn to(
+        region: &str,
+        home: Option<&Home>,
+        address: Option<IpAddr>,
+        names: &Names,
+        group: &str,
+    ) -> Result<Self, Fault> {
+        if let Some(home) = home.filter(|home| same_region(&home.location, region)) {
+            let (subnet, from) = (home.subnet.clone(), home.private);
+            // Without a way out, what the script's environment needs could not be had.
+            return Ok(Self { subnet, own: false, public: !home.way_out, inside: true, from });
+        }
+        let from = address.or(home.and_then(|home| home.public)).ok_or_else(|| {
+            Fault::here(
+                &format!("choosing who may reach a machine in {region}"),
+                "the address under which this headquarters goes out is not known: name it as gpu.azure.address",
+            )
+        })?;
+        Ok(Self { subnet: names.subnet(group, region), own: true, public: true, inside: false, from })
+    }
+}
+
+/// `West Europe` is `westeurope`.
+pub fn same_region(a: &str, b: &str) -> bool {
+    let plain = |name: &str| name.replace(' ', "").to_ascii_lowercase();
+    plain(a) == plain(b)
+}
+
+/// Asks the metadata service; nothing where there is none.
+pub async fn metadata(http: &reqwest::Client, service: &str) -> Option<Metadata> {
+    let url = format!("{}/metadata/instance?api-version=2021-02-01", service.trim_end_matches('/'));
+    let answer = http.get(url).header("Metadata", "true").timeout(METADATA).send().await.ok()?;
+    if !answer.status().is_success() {
+        return None;
+    }
+    read_metadata(&answer.json().await.ok()?)
+}
+
+fn read_metadata(body: &Value) -> Option<Metadata> {
+    let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    let (compute, interface) = (&body["compute"], &body["network"]["interface"][0]);
+    Some(Metadata {
+        id: text(&compute["resourceId"])?,
+        subscription: text(&compute["subscriptionId"])?,
+        location: text(&compute["location"])?,
+        cloud: text(&compute["azEnvironment"]).unwrap_or_else(|| "AzurePublicCloud".into()),
+        private: text(&interface["ipv4"]["ipAddress"][0]["privateIpAddress"]).and_then(|ip| ip.parse().ok()),
+        mac: text(&interface["macAddress"]).unwrap_or_default(),
+    })
+}
+
+impl Metadata {
+    /// By way of this machine and its interface to the subnet.
+    pub async fn home(&self, arm: &Arm) -> Result<Home, Fault> {
+        let machine = arm.send(&Ask::get(&self.id, COMPUTE)).await?.body;
+        let interfaces = ids(&machine["properties"]["networkProfile"]["networkInterfaces"]);
+        let mut found = None;
+        for id in &interfaces {
+            let interface = arm.send(&Ask::get(id, NETWORK)).await?.body;
+            let mac = interface["properties"]["macAddress"].as_str().unwrap_or_default();
+            if interfaces.len() == 1 || plain_mac(mac) == plain_mac(&self.mac) {
+                found = Some(interface);
+                break;
+            }
+        }
+        let lacking = |what: &str| Fault::here(&format!("finding the network of {}", self.id), what);
+        let interface = found.ok_or_else(|| lacking("none of its interfaces is the one that it knows"))?;
+        let configuration = &interface["properties"]["ipConfigurations"][0]["properties"];
+        let subnet =
+            configuration["subnet"]["id"].as_str().ok_or_else(|| lacking("its interface names no subnet"))?;
+        let private =
+            configuration["privateIPAddress"].as_str().and_then(|ip| ip.parse().ok()).or(self.private);
+        let private = private.ok_or_else(|| lacking("its interface has no address"))?;
+        let public = match configuration["publicIPAddress"]["id"].as_str() {
+            Some(id) => {
+                let address = arm.send(&Ask::get(id, NETWORK)).await?.body;
+                address["properties"]["ipAddress"].as_str().and_then(|ip| ip.parse().ok())
+            }
+            None => None,
+        };
+        let properties = arm.send(&Ask::get(subnet, NETWORK)).await?.body;
+        Ok(Home {
+            location: self.location.clone(),
+            subnet: subnet.into(),
+            way_out: way_out(&properties),
+            private,
+            public,
+        })
+    }
+}
+
+/// Whether a machine without a public address reaches the world from this subnet: it does by default in networks made
+/// before 2026, and through a gateway.
+fn way_out(subnet: &Value) -> bool {
+    let properties = &subnet["properties"];
+    properties["natGateway"]["id"].is_string() || properties["defaultOutboundAccess"].as_bool() != Some(false)
+}
+
+fn plain_mac(mac: &str) -> String {
+    mac.chars().filter(char::is_ascii_hexdigit).collect::<String>().to_ascii_lowercase()
+}
+
+/// The ids in a list of references.
+pub fn ids(list: &Value) -> Vec<String> {
+    let id = |one: &Value| one["id"].as_str().map(str::to_owned);
+    list.as_array().into_iter().flatten().filter_map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::spec::RunId;
+    use serde_json::json;
+
+    #[test]
+    fn a_machine_gets_a_public_address_only_where_it_needs_one() {
+        let names = Names::new("s", "hq", &RunId::try_from("r".to_owned()).unwrap());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let home = |way_out, public: Option<&str>| Home {
+            location: "westeurope".into(),
+            subnet: "/hq/subnet".into(),
+            way_out,
+            private: ip("10.0.0.4"),
+            public: public.map(ip),
+        };
+        let (inside, walled) = (home(true, Some("20.1.1.1")), home(false, None));
+        let way = |region: &str, home: Option<&Home>, address: Option<&str>| {
+            Way::to(region, home, address.map(ip), &names, "g")
+                .map(|way| (way.own, way.public, way.inside, way.from))
+        };
+        assert_eq!(way("West Europe", Some(&inside), None), Ok((false, false, true, ip("10.0.0.4"))));
+        assert_eq!(way("westeurope", Some(&walled), None), Ok((false, true, true, ip("10.0.0.4"))));
+        assert_eq!(way("eastus", Some(&inside), None), Ok((true, true, false, ip("20.1.1.1"))));
+        assert_eq!(way("eastus", Some(&inside), Some("9.9.9.9")), Ok((true, true, false, ip("9.9.9.9"))));
+        assert_eq!(way("eastus", None, Some("9.9.9.9")), Ok((true, true, false, ip("9.9.9.9"))));
+        assert!(way("eastus", Some(&walled), None).unwrap_err().said.contains("gpu.azure.address"));
+    }
+
+    #[test]
+    fn a_subnet_says_whether_it_leads_out() {
+        assert!(way_out(&json!({"properties": {}})));
+        assert!(!way_out(&json!({"properties": {"defaultOutboundAccess": false}})));
+        assert!(way_out(
+            &json!({"properties": {"defaultOutboundAccess": false, "natGateway": {"id": "/n"}}})
+        ));
+    }
+
+    #[test]
+    fn metadata_is_read_as_it_is_documented() {
+        let body = json!({"compute": {"azEnvironment": "AzurePublicCloud", "location": "westus",
+            "resourceId": "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/hq",
+            "subscriptionId": "s"}, "network": {"interface": [{"ipv4": {"ipAddress": [
+            {"privateIpAddress": "10.144.133.132", "publicIpAddress": ""}]}, "macAddress": "0011AAFFBB22"}]}});
+        let read = read_metadata(&body).unwrap();
+        assert_eq!(
+            (read.private, read.mac.as_str()),
+            (Some("10.144.133.132".parse().unwrap()), "0011AAFFBB22")
+        );
+        assert_eq!(plain_mac("00-11-AA-FF-BB-22"), plain_mac(&read.mac));
+        assert_eq!(read_metadata(&json!({"compute": {}})), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! The provider against the simulated Azure, and against what Microsoft has written down.
+
+#[path = "../../../../tests/support/cloud.rs"]
+mod cloud;
+
+mod contract;
+mod faults;
+mod life;
+mod login;
+mod run;
+mod stage;

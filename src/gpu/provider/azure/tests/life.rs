@@ -1,0 +1,411 @@
+//! Rented, found again, given back, and nothing left: whatever is lost on the way, and whoever dies.
+
+use super::{
+    super::names::prefix,
+    cloud::{Act, Kind, Power, Rule, Takes},
+    stage::{SMALL, Stage, T4, offer, spec},
+};
+use crate::gpu::{
+    offer::{Wish, choose, offers},
+    provider::{Class, Machine, Offer, Provider as _, Rent},
+    spec::Spot,
+    target::Target,
+};
+use std::{collections::BTreeSet, time::Duration};
+use time::macros::date;
+
+#[track_caller]
+fn here(rent: Rent) -> Machine {
+    match rent {
+        Rent::Here(machine) => machine,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// This identity may not make the group of a run.
+fn no_groups(run: &str) -> Rule {
+    let forbidden = Act::forbidden("Microsoft.Resources/subscriptions/resourceGroups/write");
+    Rule::always("PUT", format!("/resourcegroups/{}{run}?", prefix("hq-1")), forbidden)
+}
+
+#[test]
+fn a_machine_beside_headquarters_is_rented_found_again_renewed_and_given_back() {
+    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let (spec, offer) = (spec("esn-1"), offer(T4, "eastus"));
+    let first = here(stage.rent(&spec, &offer).unwrap());
+    let Target::Ssh(ssh) = &first.target else { panic!("{first:?}") };
+    assert_eq!((ssh.user.as_str(), ssh.host.as_str()), ("echoes", "127.0.0.1"));
+    stage.restart();
+    assert_eq!(here(stage.rent(&spec, &offer).unwrap()), first);
+    assert_eq!(stage.cloud.ids(Kind::Vm).len(), 1);
+    // Nobody but headquarters' own network can see it, and nothing is there that it does not need.
+    assert_eq!((stage.cloud.ids(Kind::Ip).len(), stage.cloud.ids(Kind::Vnet).len()), (0, 0));
+    let machine = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+    assert_eq!(machine["tags"]["echoes-run"], "esn-1");
+    let schedule = || stage.cloud.get(&stage.cloud.ids(Kind::Schedule)[0]).unwrap();
+    let (before, group) = (schedule(), stage.cloud.ids(Kind::Group)[0].clone());
+    stage.cloud.advance(Duration::from_secs(1800));
+    stage.azure.renew(&spec.run).unwrap();
+    let time = |of: &serde_json::Value| of["properties"]["dailyRecurrence"]["time"].clone();
+    assert_ne!(time(&before), time(&schedule()));
+    let expires = stage.cloud.get(&group).unwrap()["tags"]["echoes-expires"].clone();
+    assert_eq!(expires, schedule()["tags"]["echoes-expires"]);
+    let runs: BTreeSet<_> = stage.azure.list().unwrap().into_iter().map(|rented| rented.run).collect();
+    assert_eq!(runs, [Some(spec.run.clone())].into());
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+    assert_eq!(stage.azure.list().unwrap(), []);
+    let bill = stage.cloud.bill().total();
+    stage.cloud.advance(Duration::from_secs(86_400));
+    assert_eq!(stage.cloud.bill().total(), bill);
+}
+
+#[test]
+fn far_from_headquarters_it_has_an_address_that_is_closed_to_all_but_us() {
+    let Some(stage) = Stage::new(|settings| settings.address = Some("20.9.9.9".parse().unwrap())) else {
+        return;
+    };
+    let (spec, offer) = (spec("far"), offer(SMALL, "westus2"));
+    here(stage.rent(&spec, &offer).unwrap());
+    assert_eq!((stage.cloud.ids(Kind::Ip).len(), stage.cloud.ids(Kind::Vnet).len()), (1, 1));
+    let rules = stage.cloud.get(&stage.cloud.ids(Kind::Nsg)[0]).unwrap();
+    let first = &rules["properties"]["securityRules"][0]["properties"];
+    assert_eq!((&first["sourceAddressPrefix"], &first["access"]), (&"20.9.9.9/32".into(), &"Allow".into()));
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn without_the_right_to_make_groups_all_goes_from_the_one_that_is_shared_and_nothing_else_does() {
+    let Some(mut stage) = Stage::new(|settings| {
+        settings.group = Some("headquarters".into());
+        settings.address = Some("20.9.9.9".parse().unwrap());
+    }) else {
+        return;
+    };
+    let forbidden = || {
+        Rule::always(
+            "PUT",
+            "/resourcegroups/er-",
+            Act::forbidden("Microsoft.Resources/subscriptions/resourceGroups/write"),
+        )
+    };
+    stage.cloud.spoil([forbidden()]);
+    for region in ["eastus", "westus2"] {
+        let (ours, other) = (spec("shared"), spec("shared-2"));
+        here(stage.rent(&ours, &offer(SMALL, region)).unwrap());
+        let mine: BTreeSet<_> = stage.cloud.left().into_iter().collect();
+        assert!(
+            mine.iter().all(|id| id.to_lowercase().contains("/resourcegroups/headquarters/")),
+            "{mine:?}"
+        );
+        // A second run in the same group.
+        stage.restart();
+        let second = stage.azure.rent(&other, &offer(SMALL, region));
+        assert!(second.is_ok(), "{second:?}");
+        for _ in 0..40 {
+            stage.cloud.advance(Duration::from_secs(5));
+            if let Rent::Here(_) = stage.azure.rent(&other, &offer(SMALL, region)).unwrap() {
+                break;
+            }
+        }
+        // The lists lag.
+        stage.cloud.advance(Duration::from_secs(30));
+        let listed = stage.azure.list().unwrap();
+        let ids: BTreeSet<_> = listed.iter().map(|rented| rented.id.to_lowercase()).collect();
+        let there: BTreeSet<_> = stage.cloud.left().iter().map(|id| id.to_lowercase()).collect();
+        assert_eq!(ids, there, "what Azure made for us is listed as well");
+        let runs: BTreeSet<_> = listed.into_iter().map(|rented| rented.run).collect();
+        assert_eq!(runs, [Some(ours.run.clone()), Some(other.run.clone())].into());
+        stage.give_back(&other.run);
+        assert_eq!(stage.cloud.left().into_iter().collect::<BTreeSet<_>>(), mine, "the first run is whole");
+        stage.give_back(&ours.run);
+        stage.assert_clean();
+    }
+    assert!(
+        stage
+            .cloud
+            .get(&format!("/subscriptions/{}/resourceGroups/headquarters", stage.cloud.subscription()))
+            .is_some()
+    );
+}
+
+#[test]
+fn a_copy_of_the_data_disk_comes_and_goes_with_the_machine() {
+    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let hq = stage.cloud.get(stage.cloud.headquarters().unwrap()).unwrap();
+    let disk =
+        hq["properties"]["storageProfile"]["dataDisks"][0]["managedDisk"]["id"].as_str().unwrap().to_owned();
+    stage.settings.clone = Some(disk);
+    stage.restart();
+    let spec = spec("cloned");
+    here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+    assert_eq!((stage.cloud.ids(Kind::Snapshot).len(), stage.cloud.ids(Kind::Disk).len()), (1, 2));
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn when_there_is_no_room_the_next_offer_is_taken_and_never_two() {
+    let Some(stage) = Stage::new(|settings| settings.address = Some("20.9.9.9".parse().unwrap())) else {
+        return;
+    };
+    let spec = spec("fallback");
+    let spot = Offer { spot: true, ..offer(T4, "eastus") };
+    stage.cloud.spoil([Rule::once("PUT", "/virtualMachines/", Act::allocation_failed())]);
+    let Rent::Refused(refusal) = stage.rent(&spec, &spot).unwrap() else { panic!() };
+    assert_eq!(refusal.class, Class::Capacity);
+    assert!(refusal.said.contains("AllocationFailed"), "{refusal:?}");
+    // At once, while Azure has not let go of the first.
+    here(stage.rent(&spec, &offer(T4, "westus2")).unwrap());
+    let machine = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+    assert_eq!(
+        (&machine["location"], &machine["properties"]["priority"]),
+        (&"westus2".into(), &serde_json::Value::Null)
+    );
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+/// Azure goes slowly about what goes with a machine, and keeps its interface for it meanwhile.
+#[test]
+fn what_azure_does_not_take_away_by_itself_is_taken_away_once_it_lets_go() {
+    let takes = Takes { cascade: Duration::from_secs(3600), ..Takes::default() };
+    let Some(stage) = Stage::with(takes, |settings| {
+        settings.group = Some("headquarters".into());
+        settings.address = Some("20.9.9.9".parse().unwrap());
+    }) else {
+        return;
+    };
+    let spec = spec("reserved");
+    let failing = Rule::once("PUT", "/virtualMachines/", Act::allocation_failed());
+    stage.cloud.spoil([no_groups("reserved"), failing]);
+    let Rent::Refused(refusal) = stage.rent(&spec, &offer(T4, "westus2")).unwrap() else { panic!() };
+    assert_eq!(refusal.class, Class::Capacity);
+    here(stage.rent(&spec, &offer(SMALL, "westus2")).unwrap());
+    assert!(stage.cloud.ids(Kind::Nic).len() == 2, "the first is still reserved");
+    stage.give_back(&spec.run);
+    assert!(stage.cloud.story().contains("NicReservedForAnotherVm"));
+    stage.assert_clean();
+}
+
+#[test]
+fn what_could_not_be_brought_home_is_kept_and_the_machine_is_given_back() {
+    for shared in [false, true] {
+        let Some(stage) = Stage::new(|settings| settings.group = shared.then(|| "headquarters".into()))
+        else {
+            return;
+        };
+        if shared {
+            stage.cloud.spoil([no_groups("kept")]);
+        }
+        let spec = spec("kept");
+        here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+        let kept = stage.azure.keep(&spec.run).unwrap().unwrap();
+        assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept));
+        stage.give_back(&spec.run);
+        assert_eq!(stage.azure.list().unwrap(), []);
+        assert_eq!(stage.cloud.costing(), std::slice::from_ref(&kept));
+        assert_eq!(stage.azure.keep(&spec.run).unwrap().as_ref(), Some(&kept), "also without its machine");
+        assert!(stage.azure.forget(&spec.run).unwrap());
+        assert_eq!(stage.cloud.costing(), Vec::<String>::new());
+        assert_eq!(stage.azure.keep(&spec.run).unwrap(), None);
+        stage.cloud.assert_honest();
+    }
+}
+
+#[test]
+fn a_failure_that_nobody_watched_is_found_by_the_next_process() {
+    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let (spec, offer) = (spec("unwatched"), offer(T4, "eastus"));
+    stage.cloud.spoil([Rule::once("PUT", "/virtualMachines/", Act::allocation_failed())]);
+    assert!(matches!(stage.azure.rent(&spec, &offer).unwrap(), Rent::Coming(_)));
+    stage.restart();
+    stage.cloud.advance(Duration::from_secs(120));
+    let Rent::Refused(refusal) = stage.rent(&spec, &offer).unwrap() else { panic!() };
+    assert_eq!(refusal.class, Class::Capacity);
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn a_machine_that_never_comes_is_given_up() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    let (spec, offer) = (spec("endless"), offer(T4, "eastus"));
+    stage.cloud.spoil([Rule::once("PUT", "/virtualMachines/", Act::Hangs)]);
+    let mut refusal = None;
+    for _ in 0..100 {
+        stage.cloud.advance(Duration::from_secs(30));
+        if let Rent::Refused(refused) = stage.azure.rent(&spec, &offer).unwrap() {
+            refusal = Some(refused);
+            break;
+        }
+    }
+    assert_eq!(refusal.unwrap().class, Class::Capacity);
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn a_machine_that_was_taken_away_leaves_nothing() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    let (spec, spot) = (spec("spot"), Offer { spot: true, ..offer(T4, "eastus") });
+    here(stage.rent(&spec, &spot).unwrap());
+    assert!(stage.azure.still_there(&spec.run).unwrap());
+    // In its last half minute it looks well, and is not what the next offer asks for.
+    assert!(stage.cloud.evict(&stage.cloud.ids(Kind::Vm)[0]));
+    here(stage.rent(&spec, &offer(SMALL, "eastus")).unwrap());
+    let machine = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+    assert_eq!(machine["properties"]["hardwareProfile"]["vmSize"], SMALL);
+    stage.cloud.evict_now(&stage.cloud.ids(Kind::Vm)[0]);
+    stage.azure.give_back(&spec.run).unwrap();
+    assert!(!stage.azure.still_there(&spec.run).unwrap());
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn a_machine_that_its_timer_switched_off_is_found_with_its_disk() {
+    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let (spec, offer) = (spec("slept"), offer(T4, "eastus"));
+    here(stage.rent(&spec, &offer).unwrap());
+    let id = stage.cloud.ids(Kind::Vm)[0].clone();
+    stage.cloud.advance(stage.settings.lease + Duration::from_secs(60));
+    assert_eq!(stage.cloud.power(&id), Some(Power::Deallocated), "nobody renewed it");
+    stage.restart();
+    assert!(stage.azure.still_there(&spec.run).unwrap());
+    stage.cloud.advance(Duration::from_secs(60));
+    assert_eq!((stage.cloud.power(&id), stage.cloud.ids(Kind::Vm)), (Some(Power::Running), vec![id.clone()]));
+    stage.cloud.advance(stage.settings.lease + Duration::from_secs(60));
+    assert_eq!(stage.cloud.power(&id), Some(Power::Deallocated), "nobody renewed it again");
+    here(stage.rent(&spec, &offer).unwrap());
+    stage.cloud.advance(Duration::from_secs(60));
+    assert_eq!((stage.cloud.power(&id), stage.cloud.ids(Kind::Vm)), (Some(Power::Running), vec![id]));
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+const SPOILS: [fn() -> Act; 7] = [
+    || Act::Reset,
+    || Act::ResetAfter,
+    || Act::server_error(500),
+    || Act::server_error(503),
+    || Act::Throttle { seconds: 17 },
+    || Act::busy(),
+    || Act::Garbage,
+];
+
+/// A whole life, of which one request is spoilt; how many there were. None without Microsoft's documents.
+fn spoilt_life(shared: bool, n: u32, act: fn() -> Act) -> Option<usize> {
+    let stage = Stage::new(|settings| {
+        settings.group = shared.then(|| "headquarters".into());
+        settings.address = Some("20.9.9.9".parse().unwrap());
+    })?;
+    let region = if shared { "eastus" } else { "westus2" };
+    let mut rules = vec![Rule::once("", "/subscriptions/", act()).skip(n)];
+    if shared {
+        rules.push(no_groups("spoilt"));
+    }
+    stage.cloud.spoil(rules);
+    let spec = spec("spoilt");
+    // Whoever hears nothing but trouble says so, and is asked again.
+    let rent = (0..3).find_map(|_| stage.rent(&spec, &offer(SMALL, region)).ok());
+    let rent = rent.unwrap_or_else(|| panic!("{:?} at {n}\n{}", act(), stage.cloud.story()));
+    assert!(matches!(rent, Rent::Here(_)), "{:?} at {n}: {rent:?}\n{}", act(), stage.cloud.story());
+    stage.at_most_one();
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+    Some(stage.cloud.asked().len())
+}
+
+/// Each request of a whole life spoilt once, each in another way than the one before; of the longer one every third.
+#[test]
+fn whatever_answer_is_lost_or_refused_there_is_one_machine_and_then_none() {
+    for shared in [false, true] {
+        for n in (0u32..).step_by(if shared { 3 } else { 1 }) {
+            let act = SPOILS[(n as usize + 4 * usize::from(shared)) % SPOILS.len()];
+            let Some(requests) = spoilt_life(shared, n, act) else { return };
+            if n as usize > requests {
+                println!("{n} requests, shared group: {shared}");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "as the one before, with every way for every request: some minutes"]
+fn whatever_answer_is_lost_or_refused_in_whatever_way_there_is_one_machine_and_then_none() {
+    for shared in [false, true] {
+        for act in SPOILS {
+            for n in 0u32.. {
+                let Some(requests) = spoilt_life(shared, n, act) else { return };
+                if n as usize > requests {
+                    println!("{n} lives with {:?}, shared group: {shared}", act());
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// The process dies at any request, before it or after; another one gives back what it never heard of.
+#[test]
+fn whenever_a_process_dies_the_next_one_gives_everything_back() {
+    let mut deaths = 0;
+    for after in [false, true] {
+        for n in 0.. {
+            let Some(mut stage) = Stage::new(|settings| settings.address = Some("20.9.9.9".parse().unwrap()))
+            else {
+                return;
+            };
+            let spec = spec("dead");
+            // From this request on nothing is answered; the one of them that a dead process still sent is carried out.
+            let last = if after { Act::ResetAfter } else { Act::Reset };
+            stage.cloud.spoil([
+                Rule::once("", "/subscriptions/", last).skip(n),
+                Rule::always("", "/subscriptions/", Act::Reset).skip(n),
+            ]);
+            let lived = (0..30).any(|_| {
+                stage.cloud.advance(Duration::from_secs(5));
+                matches!(stage.azure.rent(&spec, &offer(SMALL, "westus2")), Ok(Rent::Here(_)))
+            });
+            stage.cloud.spoil([]);
+            stage.restart();
+            stage.give_back(&spec.run);
+            stage.assert_clean();
+            deaths += 1;
+            if lived {
+                break;
+            }
+        }
+    }
+    println!("{deaths} deaths");
+}
+
+#[test]
+fn what_is_for_rent_is_found_with_its_price_and_its_quota() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    stage.cloud.restrict(T4, "westus2", None);
+    let sizes = [T4.to_owned(), "Standard_NC6s_v3".to_owned(), SMALL.to_owned()];
+    let markets = stage.azure.markets(&["eastus".into(), "westus2".into()], &sizes).unwrap();
+    let wish = Wish { sizes: sizes.to_vec(), spot: Spot::Auto, max_cost: None, max_seconds: Some(3600) };
+    let rows = choose(&wish, &markets, date!(2026 - 11 - 24));
+    let first = &rows[0];
+    assert_eq!((first.offer.size.as_str(), first.offer.spot, first.offer.price), (T4, true, 157_800));
+    assert_eq!((first.quota, first.costs, first.gpus), (Some(100), Some(157_800), 1));
+    let why = |size: &str, region: &str, spot: bool| {
+        let row = rows
+            .iter()
+            .find(|row| row.offer.size == size && row.offer.region == region && row.offer.spot == spot);
+        row.unwrap().rejected.clone().unwrap_or_default()
+    };
+    assert_eq!(why(T4, "westus2", false), "westus2 does not have it for this subscription");
+    assert!(why("Standard_NC6s_v3", "eastus", false).contains("retired on 2025-09-30"));
+    assert_eq!(why(SMALL, "eastus", true), "there is none at a spot price");
+    assert_eq!(why(SMALL, "eastus", false), "");
+    assert_eq!(offers(&rows).last().unwrap().size, SMALL);
+    // Where headquarters is, when nobody says where.
+    assert_eq!(stage.azure.markets(&[], &sizes).unwrap()[0].region, "eastus");
+    stage.cloud.assert_honest();
+}

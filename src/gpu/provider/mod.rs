@@ -1,0 +1,133 @@
+//! Where machines come from: a few verbs, each of which may be repeated, because after a crash each will be.
+
+pub mod azure;
+
+pub mod local;
+pub mod ssh;
+
+use super::{
+    spec::{RunId, Source, Spec},
+    target::Target,
+};
+use crate::{config::Config, host::Host};
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// One way to rent. What it is called and what it costs is frozen with it, in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// As in `Standard_NC4as_T4_v3`; empty where there is no choice.
+    pub size: String,
+    pub region: String,
+    pub zone: Option<String>,
+    pub spot: bool,
+    /// Millionths of a US dollar an hour.
+    pub price: u64,
+}
+
+/// What can be worked on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    pub target: Target,
+    /// Where the agent lives over there, an absolute path; made when it comes. One for all runs of a machine, so
+    /// that environments and data that one run brought are there for the next.
+    pub home: PathBuf,
+}
+
+/// Where all that is one run's lies, below the home of its machine; what is beside it is kept.
+pub fn room(home: &Path, run: &RunId) -> PathBuf {
+    home.join("runs").join(run.as_str())
+}
+
+/// What came of asking for a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rent {
+    Here(Machine),
+    /// It is on its way; in words, for who watches. Ask again.
+    Coming(String),
+    /// Not this one.
+    Refused(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub class: Class,
+    /// What the provider answered.
+    pub said: String,
+    /// What to try, if anything.
+    pub hint: Option<String>,
+}
+
+/// What a refusal means for the next offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// Nobody has one just now, or not here: another offer may do.
+    Capacity,
+    /// We may not have so many: another family or region may do, a person must ask for more.
+    Quota,
+    /// Nothing that we could rent would be different.
+    Final,
+}
+
+/// Something that is rented, by name, with what it says about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rented {
+    pub id: String,
+    /// Whose it is, by its tag; none for something that has ours but names no run.
+    pub run: Option<RunId>,
+}
+
+pub trait Provider {
+    /// The machine of this run by this offer: found if there is one, else rented. One of another offer is given back
+    /// first: never two.
+    fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent>;
+
+    /// Give back everything of this run. What is still there, or on its way out; nothing is the proof that all is gone.
+    fn give_back(&self, run: &RunId) -> Result<Vec<String>>;
+
+    /// Headquarters is well, and the run is to go on: put off the moment at which the provider ends it by itself. Called
+    /// again and again, several times in the length of a lease; nothing to do where nothing ends by itself.
+    fn renew(&self, _run: &RunId) -> Result<()> {
+        Ok(())
+    }
+
+    /// All that is rented in the name of this headquarters, of whatever run.
+    fn list(&self) -> Result<Vec<Rented>>;
+
+    /// Whether the run's machine exists, as its landlord sees it: a machine that does not answer proves nothing. One
+    /// that the team owns is never taken away; who rents has to ask.
+    fn still_there(&self, _run: &RunId) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// The provider of a source: the one place that knows all of them.
+pub fn of<'a>(source: &Source, host: &'a Host, config: &'a Config) -> Result<Box<dyn Provider + 'a>> {
+    Ok(match source {
+        Source::Local => Box::new(local::Local { host, homes: local::HOMES.into() }),
+        Source::Ssh { user, host: name, port } => {
+            Box::new(ssh::Owned { host, ssh: ssh::reach(&config.gpu, user, name, *port) })
+        }
+        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+    })
+}
+
+/// What can be had for this run, the best first; where nothing is rented there is one offer and it costs nothing.
+pub fn offers(spec: &Spec) -> Result<Vec<Offer>> {
+    match spec.source {
+        Source::Local | Source::Ssh { .. } => {
+            Ok(vec![Offer { size: String::new(), region: String::new(), zone: None, spot: false, price: 0 }])
+        }
+        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+    }
+}
+
+#[cfg(test)]
+impl Offer {
+    /// For tests: a size at a dollar an hour, that may be taken away.
+    pub fn example(size: &str) -> Self {
+        Self { size: size.into(), region: "eastus".into(), zone: None, spot: true, price: 1_000_000 }
+    }
+}

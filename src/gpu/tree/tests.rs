@@ -1,0 +1,279 @@
+//! A tree on its way: whatever is at either end, it arrives as it is, or not at all. What receives it is the agent's
+//! own `mirror`, over a pair of pipes.
+
+// Tests look at files and processes directly.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::*;
+use crate::{
+    gpu::{agent::mirror, wire::tests::pair},
+    host::System,
+};
+use std::{
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::PathBuf,
+};
+
+fn quiet(_: &str) {}
+
+/// A directory with these files in it.
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), files);
+    dir
+}
+
+fn put(dir: &Path, files: &[(&str, &str)]) {
+    for (path, text) in files {
+        std::fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
+        std::fs::write(dir.join(path), text).unwrap();
+    }
+}
+
+/// Everything that is there, as a line each.
+fn shown(dir: &Path) -> Vec<String> {
+    let host = Host::new("/", System);
+    let beneath = Beneath::open(&host, dir).unwrap().unwrap();
+    let line = |found: Found| {
+        let path = found.path.unwrap();
+        match found.kind {
+            Kind::File => {
+                let text = std::fs::read_to_string(dir.join(path.as_str())).unwrap();
+                format!("{path} {text}{}", if found.exec { " *" } else { "" })
+            }
+            Kind::Link(to) => format!("{path} -> {}", to.display()),
+            other => format!("{path} {other:?}"),
+        }
+    };
+    beneath.walk(1000).unwrap().into_iter().map(line).collect()
+}
+
+fn names(tree: &Tree) -> Vec<&str> {
+    tree.0.iter().map(|entry| entry.path.as_str()).collect()
+}
+
+fn paths(to: &Path) -> (PathBuf, PathBuf) {
+    (to.join("tree"), to.join("mark"))
+}
+
+/// Send it, as it was listed.
+fn sent(dir: &Beneath, tree: &Tree, to: &Path, squeeze: Squeeze) -> Result<Sent> {
+    let (mut hq, mut agent) = pair();
+    let ((into, mark), hash) = (paths(to), tree.hash());
+    let receiving = std::thread::spawn(move || {
+        let received = mirror::receive(&Host::new("/", System), &mut agent, &into, &mark, &hash, squeeze);
+        if let Err(error) = &received {
+            agent.break_off(error);
+        }
+        received
+    });
+    let sent = send(&mut hq, dir, tree, squeeze);
+    drop(hq);
+    let received = receiving.join().unwrap();
+    sent.and_then(|sent| received.map(|()| sent))
+}
+
+fn mirrored(from: &Path, to: &Path) -> Result<Sent> {
+    let host = Host::new("/", System);
+    let (dir, tree) = code(&host, from, &quiet)?;
+    sent(&dir, &tree, to, Squeeze::Yes)
+}
+
+#[test]
+fn what_is_there_is_exactly_what_is_here() {
+    let (from, to) =
+        (directory(&[("a.py", "a"), ("src/b.py", "b"), ("run", "#!"), ("empty", "")]), directory(&[]));
+    let there = to.path().join("tree");
+    std::fs::set_permissions(from.path().join("run"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    symlink("src/b.py", from.path().join("link")).unwrap();
+    assert_eq!(mirrored(from.path(), to.path()).unwrap(), Sent { files: 4, bytes: 4, removed: 0 });
+    assert_eq!(shown(&there), ["a.py a", "empty ", "link -> src/b.py", "run #! *", "src/b.py b"]);
+    // Nothing changed: nothing is sent, and nothing is looked at.
+    assert_eq!(mirrored(from.path(), to.path()).unwrap(), Sent::default());
+    // Everything that can change: contents, a mode, a file that becomes a directory and a directory that becomes a file,
+    // a link that becomes a file, what is gone here, and what somebody left there.
+    std::fs::remove_file(from.path().join("link")).unwrap();
+    std::fs::remove_file(from.path().join("a.py")).unwrap();
+    std::fs::remove_dir_all(from.path().join("src")).unwrap();
+    std::fs::set_permissions(from.path().join("run"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    put(from.path(), &[("link", "file"), ("a.py/deep", "d"), ("src", "file"), ("empty", "")]);
+    put(&there, &[("left/over", "x"), ("empty", "spoilt")]);
+    let second = mirrored(from.path(), to.path()).unwrap();
+    assert_eq!(shown(&there), ["a.py/deep d", "empty ", "link file", "run #!", "src file"]);
+    assert_eq!(second.files, 4, "what was there already is not sent again: {second:?}");
+}
+
+#[test]
+fn a_killed_transfer_is_gone_on_with_and_is_never_taken_for_whole() {
+    let long: Vec<(String, String)> =
+        (0..40).map(|n| (format!("f{n:02}"), format!("{n}").repeat(30_000))).collect();
+    let files: Vec<_> = long.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let (from, host) = (directory(&files), Host::new("/", System));
+    let (dir, tree) = data(&host, from.path(), &mut Known::new()).unwrap();
+    // How much goes over, in whole.
+    let mut resumed = 0;
+    for cut in [0, 1, 4, 5, 3000, 200_000, 700_000, 1_500_000] {
+        let to = directory(&[]);
+        let (into, mark) = paths(to.path());
+        let (from_agent, to_hq) = std::io::pipe().unwrap();
+        let (from_hq, to_agent) = std::io::pipe().unwrap();
+        let hash = tree.hash();
+        let at = (into.clone(), mark.clone());
+        let receiving = std::thread::spawn(move || {
+            let mut agent = Wire::answering(from_hq.take(cut), to_hq).unwrap();
+            mirror::receive(&Host::new("/", System), &mut agent, &at.0, &at.1, &hash, Squeeze::No)
+        });
+        let mut hq = Wire::asking(Box::new(from_agent), Box::new(to_agent)).unwrap();
+        assert!(send(&mut hq, &dir, &tree, Squeeze::No).is_err(), "cut at {cut}");
+        drop(hq);
+        assert!(receiving.join().unwrap().is_err(), "cut at {cut}");
+        assert!(!mark.exists(), "cut at {cut}");
+        let left = shown(&into).iter().filter(|line| line.starts_with(".echoes-part")).count();
+        assert_eq!(left, 0, "cut at {cut}");
+        let again = sent(&dir, &tree, to.path(), Squeeze::No).unwrap();
+        resumed += 40 - again.files;
+        assert_eq!(shown(&into), shown(from.path()), "cut at {cut}");
+    }
+    assert!(resumed > 20, "what had come was not sent again: {resumed}");
+}
+
+#[test]
+fn a_file_that_changes_under_way_is_noticed_however_it_changes() {
+    let host = Host::new("/", System);
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
+        ("longer", |path| std::fs::write(path, "12345").unwrap()),
+        ("shorter", |path| std::fs::write(path, "123").unwrap()),
+        ("other", |path| std::fs::write(path, "abcd").unwrap()),
+        ("gone", |path| std::fs::remove_file(path).unwrap()),
+        ("a link", |path| {
+            std::fs::remove_file(path).unwrap();
+            symlink("/etc/passwd", path).unwrap();
+        }),
+    ];
+    for (what, change) in changes {
+        for squeeze in [Squeeze::Yes, Squeeze::No] {
+            let (from, to) = (directory(&[("a", "first"), ("b", "1234"), ("c", "last")]), directory(&[]));
+            let (dir, tree) = code(&host, from.path(), &quiet).unwrap();
+            change(&from.path().join("b"));
+            let error = sent(&dir, &tree, to.path(), squeeze).unwrap_err();
+            assert!(error.is::<Changed>(), "{what}: {error:#}");
+            assert!(!to.path().join("mark").exists(), "{what}");
+            assert!(!to.path().join("tree/b").exists(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_link_that_leads_out_stops_everything_and_says_which() {
+    for to in ["/etc/passwd", "../secret", "b/../../secret"] {
+        let from = directory(&[("a", "")]);
+        symlink(to, from.path().join("bad")).unwrap();
+        let error = code(&Host::new("/", System), from.path(), &quiet).err().unwrap();
+        let (said, hint) = crate::ui::told(&error);
+        assert!(said[0].contains(&format!("the link bad leads to {to}")), "{said:?}");
+        assert!(hint.unwrap().contains("replace bad by the file itself"));
+    }
+}
+
+#[test]
+fn what_receives_believes_no_list() {
+    let link = |to: &str| What::Link { to: to.into() };
+    let file = || What::File { len: 1, exec: false, hash: hex(&Sha256::digest(b"x")) };
+    let entry = |path: &str, what| Entry { path: Rel::new(path).unwrap(), what };
+    let from = directory(&[("a", "x"), ("d/a", "x")]);
+    let dir = Beneath::open(&Host::new("/", System), from.path()).unwrap().unwrap();
+    let to = directory(&[("else/kept", "kept")]);
+    for list in [vec![entry("a", link("../else"))], vec![entry("d", link("/etc")), entry("d/a", file())]] {
+        assert!(sent(&dir, &Tree(list), to.path(), Squeeze::No).is_err());
+    }
+    // A link of an earlier tree in the place of a directory is not gone through.
+    std::fs::create_dir_all(to.path().join("tree")).unwrap();
+    symlink("../else", to.path().join("tree/d")).unwrap();
+    sent(&dir, &Tree(vec![entry("d/a", file())]), to.path(), Squeeze::No).unwrap();
+    assert_eq!(shown(&to.path().join("tree")), ["d/a x"]);
+    assert_eq!(shown(&to.path().join("else")), ["kept kept"]);
+}
+
+fn git(dir: &Path, words: &str) {
+    let identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "init.defaultBranch=main"];
+    let done = std::process::Command::new("git")
+        .arg("-C")
+        .arg(dir)
+        .args(identity)
+        .args(words.split(' '))
+        .output()
+        .expect("git is needed for this test");
+    assert!(done.status.success(), "git {words}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn of_a_checkout_goes_what_git_tracks_and_what_it_does_not_ignore() {
+    let from = directory(&[
+        (".gitignore", "*.pt\n/data/\n!keep.pt\n"),
+        ("train.py", "v1"),
+        ("gone.py", ""),
+        ("forced.pt", "tracked all the same"),
+        ("keep.pt", ""),
+        ("big.pt", ""),
+        ("data/x", ""),
+        ("lib/.gitignore", "*.tmp"),
+        ("lib/a b.py", ""),
+        ("lib/ä.tmp", ""),
+        ("inner/own.py", ""),
+        ("inner/.gitignore", "private"),
+        ("inner/private", ""),
+    ]);
+    let dir = from.path();
+    git(dir, "init --quiet");
+    git(dir, "add --force train.py gone.py forced.pt .gitignore");
+    git(dir, "commit --quiet -m x");
+    git(&dir.join("inner"), "init --quiet");
+    put(dir, &[("train.py", "changed and not committed")]);
+    std::fs::remove_file(dir.join("gone.py")).unwrap();
+    // What a checkout's settings would have git start is not started.
+    git(dir, "config core.fsmonitor /bin/false-and-loud");
+    let said = std::sync::Mutex::new(Vec::new());
+    let say = |line: &str| said.lock().unwrap().push(line.to_owned());
+    let (_, tree) = code(&Host::new("/", System), dir, &say).unwrap();
+    let expected = [
+        ".gitignore",
+        "forced.pt",
+        "inner/.gitignore",
+        "inner/own.py",
+        "keep.pt",
+        "lib/.gitignore",
+        "lib/a b.py",
+        "train.py",
+    ];
+    assert_eq!(names(&tree), expected);
+    assert!(said.lock().unwrap().is_empty());
+}
+
+#[test]
+fn of_any_other_directory_goes_everything_but_what_is_made_and_that_is_said() {
+    let from = directory(&[("a.py", ""), ("__pycache__/a.pyc", ""), (".venv/bin/x", ""), (".hidden", "")]);
+    let said = std::sync::Mutex::new(Vec::new());
+    let say = |line: &str| said.lock().unwrap().push(line.to_owned());
+    let (_, tree) = code(&Host::new("/", System), from.path(), &say).unwrap();
+    assert_eq!(names(&tree), [".hidden", "a.py"]);
+    let said = said.lock().unwrap().join("");
+    assert!(said.ends_with("is no git checkout: everything goes but .venv, __pycache__"), "{said}");
+}
+
+#[test]
+fn a_dataset_is_read_through_once() {
+    let (from, host) = (directory(&[("a", "1"), ("b/c", "2")]), Host::new("/", System));
+    let mut known = Known::new();
+    let first = data(&host, from.path(), &mut known).unwrap().1;
+    // What is known is believed: a wrong hash stays.
+    let a = Rel::new("a").unwrap();
+    known.get_mut(&a).unwrap().1 = "known".into();
+    let second = data(&host, from.path(), &mut known).unwrap().1;
+    assert_ne!(first, second);
+    assert_ne!(first.hash(), second.hash());
+    put(from.path(), &[("a", "11")]);
+    let third = data(&host, from.path(), &mut known).unwrap().1;
+    let hash = hex(&Sha256::digest("11"));
+    assert_eq!(third.0[0].what, What::File { len: 2, exec: false, hash });
+}
