@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        agent, ca, cert, config, install, logs, plan, prepare_mlflow, renew, restart, serve, status,
-        uninstall, user, validate, wait_for,
+        agent, ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart, serve,
+        status, uninstall, user, validate, wait_for,
     },
     ui::Ui,
 };
@@ -48,6 +48,11 @@ enum Command {
     /// The certificates: how they stand, renew or revoke one by hand
     #[command(subcommand)]
     Cert(cert::Command),
+    /// Run an experiment on a machine that is had for it: rent, run, bring home, give back
+    GpuRun(gpu_run::Args),
+    /// The experiments
+    #[command(subcommand)]
+    Gpu(gpu::Command),
     /// Renew certificates that are due (run by echoes-renew.timer)
     #[command(hide = true)]
     Renew(renew::Args),
@@ -72,6 +77,8 @@ impl Cli {
             Command::Validate(args) => args.json || args.junit,
             Command::Status(args) => args.json,
             Command::Cert(command) => command.json(),
+            Command::GpuRun(args) => args.json,
+            Command::Gpu(command) => command.json(),
             _ => false,
         })
     }
@@ -91,6 +98,8 @@ impl Cli {
             Command::Config(command) => config::run(command, &settings, ui),
             Command::Ca(command) => ca::run(command, &settings, ui),
             Command::Cert(command) => cert::run(command, &settings, ui),
+            Command::GpuRun(args) => gpu_run::run(args, &settings, ui),
+            Command::Gpu(command) => gpu::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
             Command::PrepareMlflow(args) => prepare_mlflow::run(args),

@@ -4,6 +4,7 @@
 //! nginx and systemd have no escaping, so the type is the escaping: every text in here is of a type that cannot
 //! hold what would end a directive. A value that got past this file needs no further checks.
 
+use crate::gpu::spec::Source;
 use anyhow::{Context as _, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ pub struct Config {
     pub tensorboard: Tensorboard,
     pub dashboard: Dashboard,
     pub docs: Docs,
+    pub gpu: Gpu,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -173,6 +175,21 @@ pub struct Docs {
     pub port: NonZeroU16,
     /// The directory of the team's own mkdocs.yml, or "" for this appliance's handbook.
     pub source: MaybePath,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gpu {
+    /// Where machines come from: "local", or ssh://USER@HOST[:PORT].
+    pub provider: ProviderName,
+    /// A run ends after so long; 0 for no limit.
+    pub max_hours: u32,
+    /// A run ends before it has cost so many US dollars; 0 for no limit.
+    pub max_cost: u32,
+    /// The private key for machines that the team owns, or "" for root's own.
+    pub ssh_key: MaybePath,
+    /// The keys of those machines, or "" for root's own list.
+    pub known_hosts: MaybePath,
 }
 
 impl Config {
@@ -554,6 +571,14 @@ text! {
     "a word of at most 255 letters, digits and . _ - + / =, or \"\"",
     "^[A-Za-z0-9._+/=-]{0,255}$",
     |word| word.len() <= 255 && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+/=-".contains(&b))
+}
+
+text! {
+    /// Where machines for experiments come from.
+    ProviderName,
+    "\"local\" or ssh://USER@HOST[:PORT]",
+    "^(local|ssh://[a-z_][a-z0-9_-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:[1-9][0-9]{0,4})?)$",
+    |name| Source::parse(name).is_some()
 }
 
 text! {

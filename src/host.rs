@@ -140,6 +140,20 @@ impl Host {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// At most `most` bytes of the file from `from` on, for files that grow. None: there is no such file.
+    pub fn read_part(&self, path: &Path, from: u64, most: u64) -> Result<Option<Vec<u8>>> {
+        use std::io::Seek as _;
+        let read = |mut file: fs::File| -> std::io::Result<Vec<u8>> {
+            file.seek(std::io::SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(most).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let file = absent(fs::File::open(self.path(path)));
+        file.and_then(|file| file.map(read).transpose())
+            .with_context(|| format!("reading {}", path.display()))
+    }
+
     pub fn meta(&self, path: &Path) -> Result<Option<Meta>> {
         let full = self.path(path);
         let meta =

@@ -97,6 +97,12 @@ impl Ui {
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 
+    /// A piece of a result, which brings its own line ends.
+    pub fn raw(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
     /// Something said on the way.
     pub fn say(&self, text: impl fmt::Display) {
         if !self.quiet {

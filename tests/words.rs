@@ -57,6 +57,8 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         "config",
         "ca",
         "cert",
+        "gpu-run",
+        "gpu",
         "help",
     ];
     let listed: Vec<&str> = help
@@ -70,7 +72,7 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
     assert_eq!(listed, verbs);
     let widest = help.out.lines().map(str::len).max();
     assert!(widest <= Some(100), "help is wider than 100 columns");
-    for verb in &verbs[..11] {
+    for verb in &verbs[..13] {
         let of_verb = run(dir.path(), &[verb, "--help"]);
         assert_eq!((of_verb.code, of_verb.err.as_str()), (0, ""), "{verb}");
     }
@@ -85,6 +87,11 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         &["user", "add", "a:b"],
         &["config", "show", "--set", "mlflow"],
         &["validate", "--json", "--junit"],
+        &["gpu-run"],
+        &["gpu-run", "x.py", "--max-hours", "-1"],
+        &["gpu-run", "x.py", "--provider", "ssh://gpu1"],
+        &["gpu-run", "x.py", "--name", "Not A Name"],
+        &["gpu", "attach", "../etc"],
     ] {
         let answer = run(dir.path(), wrong);
         assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{wrong:?}: {}", answer.err);
@@ -181,4 +188,71 @@ fn a_machine_without_a_headquarters_says_so() {
     for verb in [&["validate"][..], &["validate", "--json"]] {
         assert_eq!(run(dir.path(), verb), said(1, "", expected), "{verb:?}");
     }
+}
+
+#[test]
+fn a_size_that_was_retired_is_refused_at_once_with_what_took_its_place() {
+    let dir = settings("");
+    let since = std::time::Instant::now();
+    for (size, instead) in [
+        ("Standard_NC6s_v3", "Standard_NC4as_T4_v3 (one T4) or Standard_NC24ads_A100_v4 (one A100)"),
+        ("standard_nc12s_v3", "Standard_NC24ads_A100_v4 (one A100) or Standard_NC64as_T4_v3 (four T4)"),
+        ("Standard_NC24s_v3", "Standard_NC48ads_A100_v4 (two A100) or Standard_NC64as_T4_v3 (four T4)"),
+    ] {
+        let error = format!(
+            "error: {size} was retired by Azure on 2025-09-30 and cannot be rented any more\n\
+             try:   --vm-size with {instead}\n"
+        );
+        // Neither the script nor the settings are looked at before.
+        let arguments = ["gpu-run", "--config", "absent.toml", "absent.py", "--vm-size", size];
+        assert_eq!(run(dir.path(), &arguments), said(2, "", &error));
+    }
+    assert!(since.elapsed() < std::time::Duration::from_secs(3), "a second each");
+}
+
+#[test]
+fn what_a_run_will_be_is_shown_before_anything_is_done() {
+    let dir = settings("[gpu]\nmax_cost = 5\n");
+    std::fs::create_dir_all(dir.path().join(".git")).unwrap();
+    std::fs::create_dir_all(dir.path().join("experiments")).unwrap();
+    std::fs::write(dir.path().join("experiments/train.py"), "").unwrap();
+    let arguments = |more: &'static [&'static str]| {
+        let first =
+            ["--config", "c.toml", "gpu-run", "experiments/train.py", "--name", "esn", "--provider", "local"];
+        [first.as_slice(), more].concat()
+    };
+    let plan = run(dir.path(), &arguments(&["--dry-run", "--max-hours", "0.5"]));
+    let expected = "esn: experiments/train.py of DIR\n  1  local      free\n\
+                    ends: at the latest after 0.5 h, and before it costs $5.00\n\
+                    results: /mnt/echoes_data/azure_results/esn\n";
+    assert_eq!(plan, said(0, "", expected));
+    let printed = run(
+        dir.path(),
+        &arguments(&["--print-spec", "--secret", "KEY", "--env", "A=b=c", "--", "--epochs", "50"]),
+    );
+    assert_eq!((printed.code, printed.err.as_str()), (0, ""));
+    for line in [
+        r#"  "run": "esn","#,
+        r#"  "source": "local","#,
+        r#"  "project": "DIR","#,
+        r#"  "script": "experiments/train.py","#,
+        r#"  "max_seconds": 86400,"#,
+        r#"  "max_cost": 5000000,"#,
+    ] {
+        assert!(printed.out.lines().any(|printed| printed == line), "{line} is not in {}", printed.out);
+    }
+    let flat: String = printed.out.split_whitespace().collect();
+    let rest = r#""arguments":["--epochs","50"]"#;
+    assert!(flat.contains(rest) && flat.contains(r#""env":[["A","b=c"]]"#), "{flat}");
+    assert!(flat.contains(r#""secrets":["KEY"]"#), "{flat}");
+
+    let refused = run(dir.path(), &arguments(&["--vm-size", "Standard_NC4as_T4_v3"]));
+    let error =
+        "error: --vm-size says what to rent, and on local nothing is rented\ntry:   leave --vm-size out\n";
+    assert_eq!(refused, said(2, "", error));
+    let outside = run(dir.path(), &arguments(&["--out", "../x"]));
+    assert_eq!(outside, said(1, "", "error: --out ../x leads out of the checkout\n"));
+    let data = run(dir.path(), &arguments(&["--data", "no-such-set"]));
+    let error = "error: there is no dataset no-such-set: /mnt/echoes_data/no-such-set is not there\n";
+    assert_eq!(data, said(1, "", error));
 }

@@ -4,6 +4,8 @@ pub mod agent;
 pub mod ca;
 pub mod cert;
 pub mod config;
+pub mod gpu;
+pub mod gpu_run;
 pub mod install;
 pub mod logs;
 pub mod plan;

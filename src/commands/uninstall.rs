@@ -2,12 +2,14 @@
 
 use super::{need_installed, need_root, this_machine};
 use crate::{
+    gpu::{provider::local, runs, state::Phase},
+    host::Host,
     hq::{
         plan::{Sweep, Take, Work},
         receipt::{self, Book, Receipt},
         undo::{Fate, Undo, unwanted},
     },
-    ui::Ui,
+    ui::{Try as _, Ui},
 };
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -39,6 +41,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         }
         return Ok(0);
     }
+    nobody_rents(&host)?;
     let book = Book::open(&host)?;
     let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Unwanted, ui, routes: &|| Ok(()) };
     let done = work.converge(&[], &book)?;
@@ -50,10 +53,24 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
     }
     host.remove(Path::new(receipt::PATH))?;
     drop(book);
+    // Environments for experiments here. The journals of runs stay: they say what was paid for.
+    host.remove_tree(Path::new(local::HOMES))?;
     if let Some(dir) = Path::new(receipt::PATH).parent() {
         host.remove_dir(dir)?;
     }
     host.remove_tree(Path::new("/run/echoes-appliance"))?;
     ui.say(format_args!("{} things taken back; the data were not touched", done.changes));
     Ok(0)
+}
+
+/// Without us nobody would give back what a run has rented.
+fn nobody_rents(host: &Host) -> Result<()> {
+    for run in runs::all(host)? {
+        if runs::state(host, &run)?.is_some_and(|state| state.phase != Phase::Done) {
+            let under_way =
+                || bail!("the run {run} is under way, and what it has rented would be left behind");
+            return under_way().or_try(format_args!("echoes-appliance gpu stop {run}"));
+        }
+    }
+    Ok(())
 }

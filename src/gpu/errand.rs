@@ -5,7 +5,7 @@
 use super::{
     agent::site::{Ask, Look, Making, Order, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
-    job::{Exit, Job, Stand},
+    job::{Exit, Hopeless, Job, Stand},
     provider::Machine,
     spec::{Source, Spec},
     target::Target,
@@ -199,7 +199,9 @@ impl<'a> Errand<'a> {
     }
 
     fn send_code(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
-        let (dir, tree) = tree::code(self.host, &spec.project, &|line| (self.say)(line))?;
+        // What cannot be listed now cannot be listed in a minute either.
+        let code = tree::code(self.host, &spec.project, &|line| (self.say)(line));
+        let (dir, tree) = code.context(Hopeless)?;
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
         ensure_among(&tree, &script, &spec.project)?;
         wire.tell(&Ask::Code { hash: tree.hash() })?;
@@ -335,6 +337,7 @@ fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
         return Ok(());
     }
     Err(anyhow!("{script} is not among the code in {}", project.display()))
+        .context(Hopeless)
         .or_try("if it is there, git ignores it: look at .gitignore")
 }
 

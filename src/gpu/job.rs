@@ -3,6 +3,7 @@
 use super::{provider::Machine, spec::Spec};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// How the script stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,14 +27,39 @@ pub enum Exit {
     Evicted,
 }
 
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Deadline => f.write_str("its time or its money was used up"),
+            Self::Stopped => f.write_str("stopped"),
+            Self::Evicted => f.write_str("the machine was taken away"),
+        }
+    }
+}
+
+/// In the chain of an error that trying again cannot mend: the script is not there, a link leads out of the tree.
+/// Everything else is tried again for minutes.
+#[derive(Debug)]
+pub struct Hopeless;
+
+impl fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("trying again would not help")
+    }
+}
+
+impl std::error::Error for Hopeless {}
+
 pub trait Job {
     /// Code, data and environment, all there and whole.
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()>;
     /// Start the script, unless it was.
     fn start(&self, spec: &Spec, machine: &Machine) -> Result<()>;
     fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand>;
-    /// Ask the script to end.
+    /// Ask the script to end. It may take its time: `poll` tells.
     fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()>;
-    /// Bring home what is complete and not here yet; whether everything is.
+    /// Bring home what is complete and not here yet; whether everything is. Also while the script runs. Comes back
+    /// within a minute, done or not: the machine costs meanwhile, and a person may want it to stop.
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool>;
 }

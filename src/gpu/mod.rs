@@ -7,12 +7,20 @@
 #![allow(dead_code)]
 
 pub mod agent;
+pub mod driver;
 pub mod errand;
 pub mod home;
 pub mod job;
+pub mod loan;
+pub mod log;
 pub mod metrics;
 pub mod provider;
+pub mod receipt;
+pub mod runner;
+pub mod runs;
 pub mod spec;
+pub mod state;
+pub mod sweep;
 pub mod target;
 pub mod tree;
 pub mod wire;

@@ -2,7 +2,12 @@
 //! journal, and nothing that is changed in the settings or in the checkout later changes it. Pure.
 
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use time::OffsetDateTime;
 
 /// What a run is called: in the journal, in the names of what is rented, in `azure_results/`. Lower-case letters,
 /// digits and `-`, begins with a letter, at most 40 characters: what Azure, systemd, ssh and file systems all take.
@@ -26,6 +31,14 @@ impl TryFrom<String> for RunId {
     }
 }
 
+impl FromStr for RunId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::try_from(text.to_owned())
+    }
+}
+
 impl From<RunId> for String {
     fn from(id: RunId) -> Self {
         id.0
@@ -33,6 +46,19 @@ impl From<RunId> for String {
 }
 
 impl RunId {
+    /// What a run of this script is called when nobody says: the script's name, the minute, and something that no
+    /// second run of that minute has.
+    pub fn of(script: &Path, at: OffsetDateTime, random: u16) -> Self {
+        let stem = script.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+        let letters = stem.trim_start_matches(|c: char| !c.is_ascii_lowercase()).chars();
+        let name: String =
+            letters.map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(20).collect();
+        let name = if name.is_empty() { "run" } else { name.trim_end_matches('-') };
+        let (date, hour, minute) = (at.date(), at.hour(), at.minute());
+        let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+        Self(format!("{name}-{year:04}{month:02}{day:02}-{hour:02}{minute:02}-{random:04x}"))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -59,8 +85,39 @@ pub enum Source {
     Azure,
 }
 
+impl Source {
+    /// `local`, or `ssh://USER@HOST[:PORT]`. None of the parts can be read as an option of ssh's.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "local" {
+            return Some(Self::Local);
+        }
+        let (user, place) = text.strip_prefix("ssh://")?.split_once('@')?;
+        let (host, port) = match place.split_once(':') {
+            Some((host, port)) if !port.starts_with('+') => (host, port.parse().ok().filter(|n| *n > 0)?),
+            Some(_) => return None,
+            None => (place, 22),
+        };
+        let user_fits = user.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+            && user.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c));
+        let host_fits = host.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c));
+        (user_fits && host_fits).then(|| Self::Ssh { user: user.into(), host: host.into(), port })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Ssh { user, host, port: 22 } => write!(f, "ssh://{user}@{host}"),
+            Self::Ssh { user, host, port } => write!(f, "ssh://{user}@{host}:{port}"),
+            Self::Azure => f.write_str("azure"),
+        }
+    }
+}
+
 /// Whether to rent at the price at which the machine may be taken away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spot {
     /// When there is one, else not.
@@ -110,9 +167,71 @@ pub struct Spec {
     pub secrets: Vec<String>,
 }
 
+/// What took the place of a size that Azure has taken away: NCv3 was retired on 30 September 2025 and cannot be
+/// rented any more. Known by heart, so that it is said at once.
+pub fn retired(size: &str) -> Option<&'static str> {
+    const RETIRED: [(&str, &str); 4] = [
+        ("Standard_NC6s_v3", "Standard_NC4as_T4_v3 (one T4) or Standard_NC24ads_A100_v4 (one A100)"),
+        ("Standard_NC12s_v3", "Standard_NC24ads_A100_v4 (one A100) or Standard_NC64as_T4_v3 (four T4)"),
+        ("Standard_NC24s_v3", "Standard_NC48ads_A100_v4 (two A100) or Standard_NC64as_T4_v3 (four T4)"),
+        ("Standard_NC24rs_v3", "Standard_NC48ads_A100_v4 (two A100)"),
+    ];
+    RETIRED.iter().find(|(name, _)| name.eq_ignore_ascii_case(size)).map(|(_, instead)| *instead)
+}
+
+#[cfg(test)]
+impl Spec {
+    /// For tests: a run of this name on this machine.
+    pub fn example(run: &str) -> Self {
+        Self {
+            run: RunId::try_from(run.to_owned()).unwrap(),
+            owner: "ana".into(),
+            source: Source::Local,
+            project: "/home/ana/echoes".into(),
+            script: "train.py".into(),
+            arguments: vec!["--epochs".into(), "50".into()],
+            sizes: Vec::new(),
+            regions: Vec::new(),
+            spot: Spot::Auto,
+            max_seconds: None,
+            max_cost: None,
+            data: Vec::new(),
+            out: Vec::new(),
+            env: Vec::new(),
+            secrets: Vec::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_nobody_named_has_a_name_that_fits_everywhere() {
+        let at = time::macros::datetime!(2026-11-24 15:30:59 UTC);
+        for (script, name) in [
+            ("experiments/train_comprehensive.py", "train-comprehensive"),
+            ("2. Versuch Ä.py", "versuch"),
+            ("_.py", "run"),
+            ("a_very_long_name_of_a_script_indeed.py", "a-very-long-name-of"),
+        ] {
+            let run = RunId::of(Path::new(script), at, 0x7f3a);
+            assert_eq!(run.as_str(), format!("{name}-20261124-1530-7f3a"));
+            assert!(RunId::try_from(run.as_str().to_owned()).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_source_is_written_as_it_is_read_and_holds_no_option() {
+        for text in ["local", "ssh://ana@gpu1", "ssh://ana@10.0.0.4:2222", "ssh://_x@gpu.lab.test:1"] {
+            assert_eq!(Source::parse(text).unwrap().to_string(), text);
+        }
+        let bad = ["", "azur", "ssh://gpu1", "ssh://-l@gpu1", "ssh://a@-oProxyCommand=x", "ssh://a@b:0"];
+        for text in bad.into_iter().chain(["ssh://a b@c", "ssh://a@b c", "ssh://a@b:+1", "ssh://a@b:99999"]) {
+            assert_eq!(Source::parse(text), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn a_name_that_somebody_downstream_would_refuse_is_refused_here() {

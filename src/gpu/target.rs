@@ -32,7 +32,30 @@ impl Target {
     /// The command that runs `cmd` there. Its standard input and output are the command's own.
     pub fn cmd(&self, cmd: Cmd) -> Cmd {
         let Self::Ssh(ssh) = self else { return cmd };
-        let mut args: Vec<String> = vec!["-T".into(), "-p".into(), ssh.port.to_string()];
+        // What follows is for the shell over there. A variable in it is in the command line of that machine: secrets
+        // go through standard input.
+        let mut words: Vec<String> = Vec::new();
+        if !cmd.env.is_empty() {
+            words.push("env".into());
+            words.extend(cmd.env.iter().map(|(name, value)| quoted(&format!("{name}={value}"))));
+        }
+        words.push(quoted(&cmd.program));
+        words.extend(cmd.args.iter().map(|arg| quoted(arg)));
+        let args = [vec!["-T".into()], ssh.options(), vec!["--".into(), words.join(" ")]].concat();
+        Cmd { program: "ssh".into(), args, env: Vec::new(), stdin: cmd.stdin }
+    }
+
+    /// The command that is a person's shell there; none for this machine, where they have one.
+    pub fn shell(&self) -> Option<Cmd> {
+        let Self::Ssh(ssh) = self else { return None };
+        Some(Cmd::new("ssh", ssh.options()))
+    }
+}
+
+impl Ssh {
+    /// All that comes before the command.
+    fn options(&self) -> Vec<String> {
+        let mut args: Vec<String> = vec!["-p".into(), self.port.to_string()];
         let mut option = |text: String| args.extend(["-o".into(), text]);
         for text in [
             "BatchMode=yes",
@@ -45,28 +68,18 @@ impl Target {
         ] {
             option(text.into());
         }
-        option(format!("ControlPath={}", ssh.control.display()));
-        if let Some(known) = &ssh.known_hosts {
+        option(format!("ControlPath={}", self.control.display()));
+        if let Some(known) = &self.known_hosts {
             option(format!("UserKnownHostsFile={}", known.display()));
             option("GlobalKnownHostsFile=/dev/null".into());
         }
-        if let Some(identity) = &ssh.identity {
+        if let Some(identity) = &self.identity {
             // Ours alone: neither an agent's keys nor what some configuration adds for every host.
             args.extend(["-F".into(), "none".into(), "-i".into(), identity.display().to_string()]);
             args.extend(["-o".into(), "IdentitiesOnly=yes".into()]);
         }
-        args.push(format!("{}@{}", ssh.user, ssh.host));
-        // What follows is for the shell over there. A variable in it is in the command line of that machine: secrets
-        // go through standard input.
-        let mut words: Vec<String> = Vec::new();
-        if !cmd.env.is_empty() {
-            words.push("env".into());
-            words.extend(cmd.env.iter().map(|(name, value)| quoted(&format!("{name}={value}"))));
-        }
-        words.push(quoted(&cmd.program));
-        words.extend(cmd.args.iter().map(|arg| quoted(arg)));
-        args.extend(["--".into(), words.join(" ")]);
-        Cmd { program: "ssh".into(), args, env: Vec::new(), stdin: cmd.stdin }
+        args.push(format!("{}@{}", self.user, self.host));
+        args
     }
 }
 

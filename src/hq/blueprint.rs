@@ -72,6 +72,9 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/echoes-renew.timer"),
     template!("systemd/system/echoes-renew-boot.timer"),
     template!("systemd/system/echoes-alert.service"),
+    template!("systemd/system/echoes-gpu@.service"),
+    template!("systemd/system/echoes-sweep.service"),
+    template!("systemd/system/echoes-sweep.timer"),
     template!("nginx/conf.d/echoes.conf"),
     template!("nginx/snippets/echoes-auth.conf"),
     template!("nginx/snippets/echoes-proxy.conf"),
@@ -236,6 +239,11 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         let reads = ["echoes-renew.service", "echoes-alert.service"];
         all.extend(draw.unit(timer, &reads.map(|name| etc("systemd/system").join(name)), "")?);
     }
+    all.push(draw.file("systemd/system/echoes-gpu@.service")?);
+    all.push(draw.file("systemd/system/echoes-sweep.service")?);
+    let reads = ["echoes-gpu@.service", "echoes-sweep.service"];
+    let reads = reads.map(|name| etc("systemd/system").join(name));
+    all.extend(draw.unit("echoes-sweep.timer", &reads, "")?);
     all.extend(web(&draw, site, guarded)?);
     Ok(all)
 }

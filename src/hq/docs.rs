@@ -34,6 +34,7 @@ const PAGES: &[(&str, &str)] = handbook![
     "docs/data-disk.md",
     "docs/access.md",
     "docs/certificates.md",
+    "docs/gpu.md",
     "docs/troubleshooting.md",
     "docs/handbook.css",
     "docs/handbook.js",

@@ -1,12 +1,16 @@
 //! Where machines come from: three verbs, each of which may be repeated, because after a crash each will be.
 
+pub mod local;
+pub mod ssh;
+
 use super::{
-    spec::{RunId, Spec},
+    spec::{RunId, Source, Spec},
     target::Target,
 };
-use anyhow::Result;
+use crate::{config::Config, host::Host};
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One way to rent. What it is called and what it costs is frozen with it, in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,8 +28,14 @@ pub struct Offer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
     pub target: Target,
-    /// Where the agent lives over there, an absolute path; made when it comes.
+    /// Where the agent lives over there, an absolute path; made when it comes. One for all runs of a machine, so
+    /// that environments and data that one run brought are there for the next.
     pub home: PathBuf,
+}
+
+/// Where all that is one run's lies, below the home of its machine; what is beside it is kept.
+pub fn room(home: &Path, run: &RunId) -> PathBuf {
+    home.join("runs").join(run.as_str())
 }
 
 /// What came of asking for a machine.
@@ -76,4 +86,39 @@ pub trait Provider {
 
     /// All that is rented in the name of this headquarters, of whatever run.
     fn list(&self) -> Result<Vec<Rented>>;
+
+    /// Whether the run's machine exists, as its landlord sees it: a machine that does not answer proves nothing. One
+    /// that the team owns is never taken away; who rents has to ask.
+    fn still_there(&self, _run: &RunId) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+/// The provider of a source: the one place that knows all of them.
+pub fn of<'a>(source: &Source, host: &'a Host, config: &'a Config) -> Result<Box<dyn Provider + 'a>> {
+    Ok(match source {
+        Source::Local => Box::new(local::Local { host, homes: local::HOMES.into() }),
+        Source::Ssh { user, host: name, port } => {
+            Box::new(ssh::Owned { host, ssh: ssh::reach(&config.gpu, user, name, *port) })
+        }
+        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+    })
+}
+
+/// What can be had for this run, the best first; where nothing is rented there is one offer and it costs nothing.
+pub fn offers(spec: &Spec) -> Result<Vec<Offer>> {
+    match spec.source {
+        Source::Local | Source::Ssh { .. } => {
+            Ok(vec![Offer { size: String::new(), region: String::new(), zone: None, spot: false, price: 0 }])
+        }
+        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+    }
+}
+
+#[cfg(test)]
+impl Offer {
+    /// For tests: a size at a dollar an hour, that may be taken away.
+    pub fn example(size: &str) -> Self {
+        Self { size: size.into(), region: "eastus".into(), zone: None, spot: true, price: 1_000_000 }
+    }
 }

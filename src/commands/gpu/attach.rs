@@ -1,0 +1,209 @@
+//! `gpu attach RUN`: watch a run until it ends, and exit with its script's status. Watching is all it is: Ctrl-C ends
+//! it and the run goes on. A driver that died meanwhile is replaced.
+
+use super::{drivers_words, known};
+use crate::{
+    commands::{config::Settings, need_root, this_machine},
+    config::Config,
+    gpu::{
+        driver,
+        log::Harmless,
+        receipt::{NOT_PROVEN_GONE, Receipt, status},
+        runs,
+        spec::RunId,
+        state::{Outcome, Phase, State},
+    },
+    host::Host,
+    ui::{Step, Ui},
+    web::block_on,
+};
+use anyhow::Result;
+use std::{path::PathBuf, time::Duration};
+use time::OffsetDateTime;
+
+#[derive(clap::Args)]
+pub struct Args {
+    run: RunId,
+    /// Print what happens as JSON, a line each
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Exit status when the watching was ended: as a shell says it of Ctrl-C.
+const DETACHED: u8 = 130;
+
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How many looks between two at whether somebody drives it.
+const DRIVEN: u32 = 20;
+
+/// Giving back takes minutes where an address stays reserved. What takes longer than this needs a person.
+const GIVING_BACK: Duration = Duration::from_secs(20 * 60);
+
+/// Of a log, at once. More comes with the next look.
+const PIECE: u64 = 1 << 20;
+
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    let config = settings.read(&host)?;
+    known(&host, &args.run)?;
+    follow(&host, &config, settings, &args.run, args.json, ui)
+}
+
+/// What a person may want next.
+pub fn next_commands(run: &RunId) -> String {
+    let own = "echoes-appliance gpu";
+    format!(
+        "{run} goes on. Watch it:  {own} attach {run}\n  its output:  {own} logs -f {run}\n  all runs:    {own} ps\n  end it:      {own} stop {run}"
+    )
+}
+
+/// Until it ends, or the person at the keyboard has seen enough.
+pub fn follow(
+    host: &Host,
+    config: &Config,
+    settings: &Settings,
+    run: &RunId,
+    json: bool,
+    ui: &Ui,
+) -> Result<u8> {
+    let mut watch = Watch {
+        host,
+        run,
+        json,
+        ui,
+        log: Tail::new(runs::log(config, run)),
+        results: runs::results(config, run),
+        told: 0,
+        step: None,
+    };
+    block_on(async {
+        let mut looks = 0;
+        loop {
+            if let Some(status) = watch.look()? {
+                return Ok(status);
+            }
+            looks += 1;
+            if looks % DRIVEN == 0 && runs::hold(host, run)?.is_some() {
+                ui.say("its driver is gone; another one takes over");
+                driver::start(host, run, &drivers_words(settings))?;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = tokio::signal::ctrl_c() => {
+                    watch.step = None;
+                    ui.say(next_commands(run));
+                    return Ok(DETACHED);
+                }
+            }
+        }
+    })
+}
+
+struct Watch<'a> {
+    host: &'a Host,
+    run: &'a RunId,
+    json: bool,
+    ui: &'a Ui,
+    log: Tail,
+    results: PathBuf,
+    /// How many events were told.
+    told: usize,
+    /// What is being done, while the script does not speak for itself.
+    step: Option<(Phase, Step)>,
+}
+
+impl Watch<'_> {
+    /// What is new. The exit status, when that was all.
+    fn look(&mut self) -> Result<Option<u8>> {
+        let state = known(self.host, self.run)?;
+        let events = runs::events(self.host, self.run)?;
+        for (at, event) in &events[self.told.min(events.len())..] {
+            if self.json {
+                self.ui.out(super::events::to_json(*at, event)?);
+            } else if let Some(words) = super::events::news(event) {
+                self.ui.say(words);
+            }
+        }
+        self.told = events.len();
+        self.show_phase(&state)?;
+        while let Some(text) = self.log.more(self.host)? {
+            if self.json {
+                self.ui.out(serde_json::json!({ "log": text }));
+            } else {
+                self.ui.raw(&text);
+            }
+        }
+        let now = OffsetDateTime::now_utc();
+        if state.phase == Phase::Done {
+            return Ok(Some(self.close(&state, now)?));
+        }
+        if state.phase == Phase::Return && now - state.since > GIVING_BACK {
+            self.close(&state, now)?;
+            let words = runs::said(self.host, self.run)?.unwrap_or_default();
+            self.ui.warn(format_args!(
+                "it could not be given back yet, and is tried for as long as it takes. {words}"
+            ));
+            return Ok(Some(NOT_PROVEN_GONE));
+        }
+        Ok(None)
+    }
+
+    fn show_phase(&mut self, state: &State) -> Result<()> {
+        let silent = !matches!(state.phase, Phase::Watch | Phase::Done);
+        if self.step.as_ref().is_some_and(|(phase, _)| *phase != state.phase)
+            && let Some((_, step)) = self.step.take()
+        {
+            step.done();
+        }
+        if silent && self.step.is_none() {
+            self.step = Some((state.phase, self.ui.step(state.phase)));
+        }
+        if let Some((_, step)) = &self.step
+            && let Some(words) = runs::said(self.host, self.run)?
+            && words != state.phase.to_string()
+        {
+            step.tell(&words);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, state: &State, now: OffsetDateTime) -> Result<u8> {
+        if let Some((_, step)) = self.step.take() {
+            step.done();
+        }
+        let receipt = Receipt::of(state, &self.results, now);
+        if self.json {
+            self.ui.out(serde_json::json!({ "receipt": receipt }));
+        } else {
+            self.ui.say(receipt.text());
+        }
+        if let Some(Outcome::Refused(refusal)) = &state.outcome
+            && let Some(hint) = &refusal.hint
+        {
+            self.ui.say(format_args!("try:   {hint}"));
+        }
+        Ok(state.outcome.as_ref().map_or(0, status))
+    }
+}
+
+/// A file that grows.
+pub struct Tail {
+    path: PathBuf,
+    from: u64,
+    harmless: Harmless,
+}
+
+impl Tail {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, from: 0, harmless: Harmless::default() }
+    }
+
+    /// What has come since, fit for a terminal; none when nothing has.
+    pub fn more(&mut self, host: &Host) -> Result<Option<String>> {
+        let bytes = host.read_part(&self.path, self.from, PIECE)?.unwrap_or_default();
+        self.from += bytes.len() as u64;
+        Ok((!bytes.is_empty()).then(|| self.harmless.push(&bytes)))
+    }
+}

@@ -1,0 +1,142 @@
+//! `gpu doctor`: whether the next run would find what it needs, before it costs anything.
+
+use crate::{
+    commands::{config::Settings, need_root, this_machine},
+    config::Config,
+    gpu::{
+        driver,
+        provider::{
+            self, Provider, Rent,
+            ssh::{Owned, reach},
+        },
+        spec::Source,
+        sweep,
+    },
+    host::{Cmd, Host},
+    hq::disk::size_words,
+    ui::{Ui, table},
+};
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print the answers as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// As `validate` has it.
+const PROBLEM: u8 = 3;
+
+/// Results need room, and so do environments.
+const ROOM: u64 = 5 << 30;
+
+#[derive(Serialize)]
+struct Answer {
+    id: &'static str,
+    good: bool,
+    found: String,
+    fix: Option<String>,
+}
+
+impl Answer {
+    fn good(id: &'static str, found: impl Into<String>) -> Self {
+        Self { id, good: true, found: found.into(), fix: None }
+    }
+
+    fn bad(id: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { id, good: false, found: found.into(), fix: Some(fix.into()) }
+    }
+}
+
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    let config = settings.read(&host)?;
+    let source = Source::parse(config.gpu.provider.as_str()).context("reading gpu.provider")?;
+    let here = provider::of(&Source::Local, &host, &config)?;
+    let answers = [
+        room(&host, &config)?,
+        drivers(&host)?,
+        sweeps(&host)?,
+        machine(&host, &config, source)?,
+        loose(&host, here.as_ref())?,
+    ];
+    let good = answers.iter().all(|answer| answer.good);
+    if args.json {
+        ui.out(serde_json::to_string_pretty(&serde_json::json!({ "good": good, "rows": answers }))?);
+    } else {
+        let row = |answer: &Answer| {
+            let mark = if answer.good { ui.good() } else { ui.bad() };
+            let fix = answer.fix.as_ref().map_or_else(String::new, |fix| format!("; try: {fix}"));
+            vec![mark, answer.id.into(), format!("{}{fix}", answer.found)]
+        };
+        ui.out(table(&answers.iter().map(row).collect::<Vec<_>>()));
+    }
+    Ok(if good { 0 } else { PROBLEM })
+}
+
+fn room(host: &Host, config: &Config) -> Result<Answer> {
+    let at = config.data.path.to_path();
+    if !host.exists(&at)? {
+        let fix = "sudo echoes-appliance install, or --set data.path=DIR";
+        return Ok(Answer::bad("results.room", format!("{} is not there", at.display()), fix));
+    }
+    let (free, _) = host.room(&at)?;
+    let found = format!("{} free at {}", size_words(free), at.display());
+    Ok(if free >= ROOM {
+        Answer::good("results.room", found)
+    } else {
+        Answer::bad("results.room", found, "make room")
+    })
+}
+
+fn drivers(host: &Host) -> Result<Answer> {
+    let unit = host.exists(Path::new(driver::UNIT))?;
+    Ok(if unit {
+        Answer::good("driver.unit", "a driver that dies is started again")
+    } else {
+        Answer::bad("driver.unit", "a driver that dies stays dead", "sudo echoes-appliance install")
+    })
+}
+
+fn sweeps(host: &Host) -> Result<Answer> {
+    let said = host.ask(&Cmd::new("systemctl", ["is-active", "echoes-sweep.timer"]));
+    Ok(if said.is_ok_and(|out| out.ok()) {
+        Answer::good("sweep.timer", "what is loose is taken up every few minutes")
+    } else {
+        let fix = "sudo echoes-appliance install; until then `echoes-appliance gpu sweep` by hand";
+        Answer::bad("sweep.timer", "nobody takes up what is loose", fix)
+    })
+}
+
+/// Whether the team's own machine answers. Where asking for a machine would rent one, nobody asks.
+fn machine(host: &Host, config: &Config, source: Source) -> Result<Answer> {
+    let name = source.to_string();
+    let Source::Ssh { user, host: at, port } = source else {
+        return Ok(Answer::good("machine", name));
+    };
+    let owned = Owned { host, ssh: reach(&config.gpu, &user, &at, port) };
+    Ok(match owned.meet() {
+        Ok(Rent::Here(_) | Rent::Coming(_)) => Answer::good("machine", format!("{name} answers")),
+        Ok(Rent::Refused(refusal)) => Answer::bad("machine", refusal.said, refusal.hint.unwrap_or_default()),
+        Err(error) => Answer::bad("machine", format!("{error:#}"), "see whether it is on"),
+    })
+}
+
+fn loose(host: &Host, here: &dyn Provider) -> Result<Answer> {
+    let found = sweep::look(host, &[here])?;
+    let all: Vec<String> = found
+        .loose
+        .iter()
+        .map(ToString::to_string)
+        .chain(found.errors.iter().map(|error| format!("{error:#}")))
+        .collect();
+    Ok(if all.is_empty() {
+        Answer::good("loose", "nothing")
+    } else {
+        Answer::bad("loose", all.join("; "), "echoes-appliance gpu sweep")
+    })
+}

@@ -1,0 +1,108 @@
+//! `gpu`: experiments that were started with `gpu-run`. One verb a file.
+
+pub mod attach;
+mod cost;
+mod doctor;
+mod drive;
+mod events;
+mod logs;
+mod ps;
+mod ssh;
+mod stop;
+mod sweep;
+
+use super::config::Settings;
+use crate::{
+    gpu::{driver::Words, runs, spec::RunId, state::State},
+    host::Host,
+    ui::{Try as _, Ui},
+};
+use anyhow::Result;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// List runs: those under way, or all there were
+    Ps(ps::Args),
+    /// Show what a run's script has written
+    Logs(logs::Args),
+    /// Watch a run until it ends, and exit with its script's status
+    Attach(attach::Args),
+    /// A shell on a run's machine
+    Ssh(ssh::Args),
+    /// End a run; what it has made comes home
+    Stop(stop::Args),
+    /// Take up what nobody looks after (run by echoes-sweep.timer)
+    Sweep(sweep::Args),
+    /// What runs have cost
+    Cost(cost::Args),
+    /// What happened to a run, and when
+    Events(events::Args),
+    /// Say whether the next run would find what it needs; exit status 3 when not
+    Doctor(doctor::Args),
+    /// Drive a run to its end (run by echoes-gpu@RUN.service)
+    #[command(hide = true)]
+    Drive(drive::Args),
+}
+
+impl Command {
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Ps(args) => args.json,
+            Self::Logs(args) => args.json,
+            Self::Attach(args) => args.json,
+            Self::Stop(args) => args.json,
+            Self::Sweep(args) => args.json,
+            Self::Cost(args) => args.json,
+            Self::Events(args) => args.json,
+            Self::Doctor(args) => args.json,
+            Self::Ssh(_) | Self::Drive(_) => false,
+        }
+    }
+}
+
+pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
+    match command {
+        Command::Ps(args) => ps::run(args, settings, ui),
+        Command::Logs(args) => logs::run(args, settings, ui),
+        Command::Attach(args) => attach::run(args, settings, ui),
+        Command::Ssh(args) => ssh::run(args, ui),
+        Command::Stop(args) => stop::run(args, settings, ui),
+        Command::Sweep(args) => sweep::run(args, settings, ui),
+        Command::Cost(args) => cost::run(args, settings, ui),
+        Command::Events(args) => events::run(args, ui),
+        Command::Doctor(args) => doctor::run(args, settings, ui),
+        Command::Drive(args) => drive::run(args, settings, ui),
+    }
+}
+
+/// The words by which a driver reads the settings that we read; none when they are the machine's own.
+pub fn drivers_words(settings: &Settings) -> Words {
+    let mut words = Vec::new();
+    if settings.config != std::path::Path::new(crate::config::PATH) {
+        words.extend(["--config".into(), settings.config.display().to_string()]);
+    }
+    for set in &settings.set {
+        words.extend(["--set".into(), set.to_string()]);
+    }
+    Words(words)
+}
+
+/// Where a run stands that must be there.
+fn known(host: &Host, run: &RunId) -> Result<State> {
+    let unknown = || anyhow::anyhow!("there is no run called {run}");
+    runs::state(host, run)?.ok_or_else(unknown).or_try("echoes-appliance gpu ps --all")
+}
+
+/// Every run there ever was, the newest last. One whose journal cannot be read is told of and keeps none of the
+/// others back.
+fn all(host: &Host, ui: &Ui) -> Result<Vec<State>> {
+    let mut states = Vec::new();
+    for run in runs::all(host)? {
+        match runs::state(host, &run) {
+            Ok(state) => states.extend(state),
+            Err(error) => ui.warn(format_args!("{error:#}")),
+        }
+    }
+    states.sort_by_key(|state| state.since);
+    Ok(states)
+}

@@ -1,0 +1,57 @@
+//! `gpu sweep`: take up what nobody looks after. Run every few minutes, and at every boot.
+
+use super::drivers_words;
+use crate::{
+    commands::{config::Settings, need_root, this_machine},
+    gpu::{
+        driver,
+        provider::{self, Provider},
+        spec::Source,
+        sweep,
+    },
+    ui::Ui,
+};
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Say what is loose, and leave it
+    #[arg(long)]
+    dry_run: bool,
+    /// Print it as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let host = this_machine();
+    need_root(&host)?;
+    let config = settings.read(&host)?;
+    // Those that give out machines in our name. A machine that the team owns has other masters, too.
+    let here = provider::of(&Source::Local, &host, &config)?;
+    let providers: [&dyn Provider; 1] = [here.as_ref()];
+    let found = sweep::look(&host, &providers)?;
+    let mut failed = false;
+    let mut fail = |error: &anyhow::Error| {
+        ui.warn(format_args!("{error:#}"));
+        failed = true;
+    };
+    found.errors.iter().for_each(&mut fail);
+    for one in &found.loose {
+        ui.say(one);
+        if !args.dry_run {
+            let start = |run: &_| driver::start(&host, run, &drivers_words(settings));
+            if let Err(error) = sweep::sweep(one, &providers, &start) {
+                fail(&error);
+            }
+        }
+    }
+    if found.loose.is_empty() {
+        ui.say("nothing is loose");
+    }
+    if args.json {
+        let loose: Vec<_> = found.loose.iter().map(ToString::to_string).collect();
+        ui.out(serde_json::json!({ "loose": loose, "dry_run": args.dry_run, "failed": failed }));
+    }
+    Ok(u8::from(failed))
+}

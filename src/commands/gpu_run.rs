@@ -1,0 +1,361 @@
+//! `gpu-run SCRIPT`: an experiment on a machine that is had for it. It writes down what is asked for, starts the
+//! driver, and from then on only watches: Ctrl-C ends the watching, and the run goes on.
+
+use super::{
+    config::Settings,
+    gpu::{attach, drivers_words},
+    need_root, this_machine,
+};
+use crate::{
+    config::Config,
+    gpu::{
+        driver,
+        loan::{self, Secrets},
+        provider::{self, Offer},
+        receipt::dollars,
+        runs,
+        spec::{RunId, Source, Spec, Spot, retired},
+        state::Event,
+    },
+    host::{Host, Kind, System},
+    ui::{Code, Try as _, Ui, table},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::{
+    io::{BufRead as _, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+};
+use time::OffsetDateTime;
+
+/// Usage errors that clap cannot see.
+const USAGE: u8 = 2;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The script; all of its checkout goes along
+    script: PathBuf,
+    /// What the script is given, after `--`
+    #[arg(last = true)]
+    arguments: Vec<String>,
+    /// Where the machine comes from: local, or ssh://USER@HOST[:PORT]
+    #[arg(long, value_parser = source)]
+    provider: Option<Source>,
+    /// The size to rent; several, the best first
+    #[arg(long = "vm-size", value_name = "SIZE", value_delimiter = ',')]
+    sizes: Vec<String>,
+    /// The region to rent in; several, the best first
+    #[arg(long = "region", value_name = "REGION", value_delimiter = ',')]
+    regions: Vec<String>,
+    /// Whether to rent what is cheap because it may be taken away
+    #[arg(long, value_enum)]
+    spot: Option<Spot>,
+    /// End it after so many hours; 0 for no limit
+    #[arg(long, value_name = "HOURS", value_parser = hours)]
+    max_hours: Option<u64>,
+    /// End it before it has cost so many US dollars; 0 for no limit
+    #[arg(long, value_name = "USD", value_parser = millionths)]
+    max_cost: Option<u64>,
+    /// A dataset of the data disk that it reads, as in ucf101
+    #[arg(long, value_name = "NAME")]
+    data: Vec<String>,
+    /// What comes home besides $ECHOES_OUT, below the checkout
+    #[arg(long, value_name = "PATH")]
+    out: Vec<PathBuf>,
+    /// A variable of the script's environment
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    env: Vec<(String, String)>,
+    /// A secret of the script's environment: its value from ours, or from a file
+    #[arg(long, value_name = "NAME[=@FILE]")]
+    secret: Vec<String>,
+    /// What the run is called
+    #[arg(short, long)]
+    name: Option<RunId>,
+    /// Start it and come back at once
+    #[arg(short, long)]
+    detach: bool,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print what would be frozen into the run's journal, as JSON, and do nothing
+    #[arg(long)]
+    print_spec: bool,
+    /// Ask no question
+    #[arg(short, long)]
+    yes: bool,
+    /// Print what happens as JSON, a line each
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn source(text: &str) -> Result<Source, String> {
+    Source::parse(text).ok_or_else(|| "local, or ssh://USER@HOST[:PORT]".into())
+}
+
+fn hours(text: &str) -> Result<u64, String> {
+    amount(text, 3600.0).ok_or_else(|| "hours, as in 6 or 0.5".into())
+}
+
+fn millionths(text: &str) -> Result<u64, String> {
+    amount(text.trim_start_matches('$'), 1e6).ok_or_else(|| "US dollars, as in 5 or 0.80".into())
+}
+
+fn amount(text: &str, of: f64) -> Option<u64> {
+    let number: f64 = text.parse().ok()?;
+    // A year, or a million dollars, is a slip of the finger.
+    (number.is_finite() && (0.0..=1e6).contains(&number)).then(|| (number * of).round() as u64)
+}
+
+fn is_name(name: &str) -> bool {
+    let mut letters = name.chars();
+    letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it as NAME=VALUE")?;
+    if !is_name(name) || value.contains('\0') {
+        return Err(format!("{name:?} is no name of a variable"));
+    }
+    Ok((name.into(), value.into()))
+}
+
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    // Before anything is read or asked: whoever types an old size is told at once.
+    check_sizes(&args.sizes)?;
+    let host = this_machine();
+    let config = settings.read(&host)?;
+    let (detach, json, yes) = (args.detach, args.json, args.yes);
+    let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
+    let spec = spec(args, &host, &config)?;
+    if print_spec {
+        ui.out(serde_json::to_string_pretty(&spec)?);
+        return Ok(0);
+    }
+    let offers = provider::offers(&spec)?;
+    ui.say(plan(&spec, &offers, &runs::results(&config, &spec.run)));
+    if dry_run {
+        return Ok(0);
+    }
+    need_root(&host)?;
+    let secrets = secrets(&host, &secret)?;
+    if offers.iter().any(|offer| offer.price > 0) && !yes && !confirmed()? {
+        return Ok(1);
+    }
+    begin(&host, &spec, offers, &secrets)?;
+    driver::start(&host, &spec.run, &drivers_words(settings))?;
+    if detach {
+        ui.say(attach::next_commands(&spec.run));
+        if json {
+            ui.out(serde_json::json!({ "run": spec.run }));
+        }
+        return Ok(0);
+    }
+    attach::follow(&host, &config, settings, &spec.run, json, ui)
+}
+
+fn check_sizes(sizes: &[String]) -> Result<()> {
+    for size in sizes {
+        if let Some(instead) = retired(size) {
+            let gone = || bail!("{size} was retired by Azure on 2025-09-30 and cannot be rented any more");
+            gone().or_try(format_args!("--vm-size with {instead}")).context(Code(USAGE))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the arguments, the settings and the checkout come to.
+fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
+    let source = match args.provider {
+        Some(source) => source,
+        None => Source::parse(config.gpu.provider.as_str()).context("reading gpu.provider")?,
+    };
+    if source != Source::Azure {
+        let choice = [
+            ("--vm-size", !args.sizes.is_empty()),
+            ("--region", !args.regions.is_empty()),
+            ("--spot", args.spot.is_some()),
+        ];
+        if let Some((flag, _)) = choice.into_iter().find(|(_, given)| *given) {
+            let no = || bail!("{flag} says what to rent, and on {source} nothing is rented");
+            no().or_try(format_args!("leave {flag} out")).context(Code(USAGE))?;
+        }
+    }
+    let script =
+        args.script.canonicalize().with_context(|| format!("looking at {}", args.script.display()))?;
+    ensure!(
+        matches!(host.meta(&script)?, Some(meta) if meta.kind == Kind::File),
+        "{} is no file",
+        script.display()
+    );
+    let project = project(host, &script)?;
+    for name in &args.data {
+        let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
+        ensure!(plain, "{name:?} is no name of a dataset");
+        let at = config.data.path.to_path().join(name);
+        ensure!(host.exists(&at)?, "there is no dataset {name}: {} is not there", at.display());
+    }
+    for path in &args.out {
+        let inside = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+        ensure!(inside && !path.as_os_str().is_empty(), "--out {} leads out of the checkout", path.display());
+    }
+    let limit = |flag: Option<u64>, setting: u32, of: u64| {
+        Some(flag.unwrap_or(u64::from(setting) * of)).filter(|most| *most > 0)
+    };
+    let mut random = [0; 2];
+    getrandom::fill(&mut random)?;
+    let run = args
+        .name
+        .unwrap_or_else(|| RunId::of(&script, OffsetDateTime::now_utc(), u16::from_le_bytes(random)));
+    Ok(Spec {
+        run,
+        owner: owner(host)?,
+        source,
+        script: script.strip_prefix(&project)?.into(),
+        project,
+        arguments: args.arguments,
+        sizes: args.sizes,
+        regions: args.regions,
+        spot: args.spot.unwrap_or_default(),
+        max_seconds: limit(args.max_hours, config.gpu.max_hours, 3600),
+        max_cost: limit(args.max_cost, config.gpu.max_cost, 1_000_000),
+        data: args.data,
+        out: args.out,
+        env: args.env,
+        secrets: args.secret.iter().map(|one| named(one).0.to_owned()).collect(),
+    })
+}
+
+/// The checkout that the script is in; without one, the script's own directory.
+fn project(host: &Host, script: &Path) -> Result<PathBuf> {
+    for dir in script.ancestors().skip(1) {
+        if host.exists(&dir.join(".git"))? {
+            return Ok(dir.into());
+        }
+    }
+    Ok(script.parent().context("a script is in a directory")?.into())
+}
+
+/// The person who typed sudo: on this machine the script runs as they, and never as root unless root logged in.
+fn owner(host: &Host) -> Result<String> {
+    if nix::unistd::geteuid().is_root() {
+        let Some(name) = System::environment("SUDO_USER") else { return Ok("root".into()) };
+        ensure!(host.uid(&name)?.is_some(), "SUDO_USER is {name:?}, and there is no such user");
+        return Ok(name);
+    }
+    let uid = nix::unistd::geteuid();
+    Ok(nix::unistd::User::from_uid(uid)?.map_or_else(|| uid.to_string(), |user| user.name))
+}
+
+/// `NAME`, or `NAME=@FILE`.
+fn named(secret: &str) -> (&str, Option<&str>) {
+    secret.split_once("=@").map_or((secret, None), |(name, file)| (name, Some(file)))
+}
+
+fn secrets(host: &Host, wanted: &[String]) -> Result<Secrets> {
+    let mut all = Secrets::new();
+    for one in wanted {
+        let (name, file) = named(one);
+        // Not the whole word: somebody may have typed the secret itself.
+        ensure!(is_name(name), "--secret takes NAME or NAME=@FILE, and never the secret itself");
+        let value = match file {
+            Some(file) => {
+                let path = std::path::absolute(file)?;
+                let text = host.read_text(&path)?.with_context(|| format!("{file} is not there"))?;
+                text.trim_end_matches(['\n', '\r']).to_owned()
+            }
+            None => {
+                let absent = || anyhow::anyhow!("the secret {name} is not in the environment");
+                System::environment(name)
+                    .ok_or_else(absent)
+                    .or_try(format_args!("sudo --preserve-env={name} …, or --secret {name}=@FILE"))?
+            }
+        };
+        all.insert(name.into(), value);
+    }
+    Ok(all)
+}
+
+/// The journal first, and in our hands until the secrets are there too.
+fn begin(host: &Host, spec: &Spec, offers: Vec<Offer>, secrets: &Secrets) -> Result<()> {
+    let asked = Event::Asked { spec: Box::new(spec.clone()), offers };
+    let _held = runs::create(host, &spec.run, OffsetDateTime::now_utc(), &asked)?;
+    loan::leave(host, &spec.run, secrets)
+}
+
+/// What it will do, for people.
+fn plan(spec: &Spec, offers: &[Offer], results: &Path) -> String {
+    let mut lines = vec![format!("{}: {} of {}", spec.run, spec.script.display(), spec.project.display())];
+    let rows: Vec<_> = offers.iter().enumerate().map(|(n, offer)| row(n + 1, offer, &spec.source)).collect();
+    lines.push(table(&rows));
+    let hours = spec.max_seconds.map(|n| format!("after {} h", n as f64 / 3600.0));
+    let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
+    let limits: Vec<_> = hours.into_iter().chain(money).collect();
+    lines.push(if limits.is_empty() {
+        "ends: when it ends".into()
+    } else {
+        format!("ends: at the latest {}", limits.join(", and "))
+    });
+    lines.push(format!("results: {}", results.display()));
+    lines.join("\n")
+}
+
+fn row(n: usize, offer: &Offer, source: &Source) -> Vec<String> {
+    let what = if offer.size.is_empty() { source.to_string() } else { offer.size.clone() };
+    let place = match &offer.zone {
+        Some(zone) => format!("{} zone {zone}", offer.region),
+        None => offer.region.clone(),
+    };
+    let kind = if offer.spot { "spot" } else { "" };
+    let price = if offer.price == 0 { "free".into() } else { format!("{}/h", dollars(offer.price)) };
+    vec![format!("  {n}"), what, place, kind.into(), price]
+}
+
+/// Whether a person says yes; an error where there is nobody to ask.
+fn confirmed() -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        let nobody = || bail!("it costs money, and there is nobody to ask");
+        return nobody().or_try("-y");
+    }
+    write!(std::io::stderr(), "rent it? [y/N] ")?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_as_people_write_them_and_slips_are_refused() {
+        assert_eq!((hours("6"), hours("0.5"), hours("0")), (Ok(21_600), Ok(1800), Ok(0)));
+        assert_eq!((millionths("5"), millionths("$0.80")), (Ok(5_000_000), Ok(800_000)));
+        for bad in ["", "-1", "nan", "inf", "1e9", "6h", "5 $"] {
+            assert!(hours(bad).is_err() && millionths(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_checkout_goes_along_and_without_one_the_script_s_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.make_dir(Path::new("/home/ana/echoes/.git")).unwrap();
+        let found = |script: &str| project(&host, Path::new(script)).unwrap();
+        assert_eq!(found("/home/ana/echoes/experiments/a.py"), Path::new("/home/ana/echoes"));
+        assert_eq!(found("/home/ana/other/a.py"), Path::new("/home/ana/other"));
+    }
+
+    #[test]
+    fn a_secret_typed_by_mistake_is_not_repeated() {
+        let host = Host::new("/", System);
+        let said = format!("{:#}", secrets(&host, &["KEY=hunter2".into()]).unwrap_err());
+        assert!(!said.contains("hunter2"), "{said}");
+        let said = format!("{:#}", secrets(&host, &["NO_SUCH_SECRET".into()]).unwrap_err());
+        assert!(said.contains("--preserve-env=NO_SUCH_SECRET"), "{said}");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        Host::new("/", System).write(&file, 0o600, b"a b\n").unwrap();
+        let given = format!("KEY=@{}", file.display());
+        assert_eq!(secrets(&host, &[given]).unwrap(), [("KEY".into(), "a b".into())].into());
+    }
+}

@@ -1,0 +1,200 @@
+//! The process that drives a run, apart from whoever asked for it: a unit of systemd where the headquarters is
+//! installed, so that it is started again when it dies; else a process of its own, which the next sweep replaces.
+
+use super::{
+    errand::{Errand, Given},
+    home::Quota,
+    job::{Job, Stand},
+    loan::{self, Desk},
+    provider::{self, Machine},
+    runner::{Clock, Runner},
+    runs,
+    spec::{RunId, Source, Spec},
+};
+use crate::{
+    config::{Config, Signer},
+    host::{Cmd, Host},
+    patience::Patience,
+    tls::internal::Authority,
+    ui::Ui,
+};
+use anyhow::{Context as _, Result};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use time::OffsetDateTime;
+
+/// What the errands of all runs remember: what of a run came home, and what datasets hash to.
+const MEMORY: &str = "/var/lib/echoes-appliance/home";
+
+/// The template of drivers' units.
+pub const UNIT: &str = "/etc/systemd/system/echoes-gpu@.service";
+
+/// What a driver that is no unit says.
+pub fn log(run: &RunId) -> PathBuf {
+    runs::dir(run).join("driver.log")
+}
+
+/// The words of the command line by which a driver reads the same settings as we do.
+pub struct Words(pub Vec<String>);
+
+/// Start one, and come back at once. One too many finds the run taken and ends.
+pub fn start(host: &Host, run: &RunId, words: &Words) -> Result<()> {
+    let systemd = host.exists(Path::new("/run/systemd/system"))? && host.exists(Path::new(UNIT))?;
+    // A unit reads the machine's own settings, and no others.
+    if systemd && words.0.is_empty() {
+        let unit = format!("echoes-gpu@{run}.service");
+        // Five deaths in a row leave it down; whoever starts it again means it.
+        host.ask(&Cmd::new("systemctl", ["reset-failed", &unit]))?;
+        host.run(&Cmd::new("systemctl", ["start", "--no-block", &unit]))?;
+        return Ok(());
+    }
+    let own = std::env::current_exe().context("finding this program")?;
+    host.run(&detached(&log(run), &own, run, words))?;
+    Ok(())
+}
+
+/// In a session of its own: neither a Ctrl-C nor a closed terminal reaches it.
+fn detached(log: &Path, own: &Path, run: &RunId, words: &Words) -> Cmd {
+    let script = r#"umask 077; exec setsid -f "$@" < /dev/null >> "$0" 2>&1"#;
+    let first = ["-c".to_owned(), script.into(), log.display().to_string(), own.display().to_string()];
+    let verb = ["gpu".to_owned(), "drive".into(), run.to_string()];
+    Cmd::new("sh", first.into_iter().chain(words.0.iter().cloned()).chain(verb))
+}
+
+/// Drive it to its end, unless somebody does.
+pub fn drive(host: &Host, config: &Config, run: &RunId, ui: &Ui) -> Result<()> {
+    // Who only looks whether it is held holds it for a moment. What cannot be read will not be read in a second.
+    let hold = || runs::hold(host, run).transpose().context("held by somebody else");
+    let Ok(held) = Patience::seconds(2).until(hold) else {
+        ui.say(format_args!("{run} is driven by somebody else, or is not there"));
+        return Ok(());
+    };
+    let mut held = held?;
+    let last = Mutex::new(String::new());
+    let say = |words: &str| {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != words {
+            words.clone_into(&mut last);
+            ui.say(words);
+            // Who watches sees it a little later, or not.
+            let _ = runs::say(host, run, words);
+        }
+    };
+    let spec = &held.state.spec;
+    let provider = provider::of(&spec.source, host, config)?;
+    let job = Errands::new(host, config, spec, &say)?;
+    let desk = Desk { host, config };
+    let runner =
+        Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &Wall, say: &say };
+    runner.drive(&mut held)?;
+    runs::hush(host, run)
+}
+
+/// The errands of one run. What it is lent is there only once it was lent, and is read for as long as it takes to
+/// hand it over.
+struct Errands<'a> {
+    host: &'a Host,
+    config: &'a Config,
+    say: &'a (dyn Fn(&str) + Sync),
+    errand: Errand<'a>,
+}
+
+impl<'a> Errands<'a> {
+    fn new(host: &'a Host, config: &'a Config, spec: &Spec, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
+        let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
+        Ok(Self { host, config, say, errand })
+    }
+}
+
+impl Job for Errands<'_> {
+    fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let secrets = loan::secrets(self.host, &spec.run)?.into_iter().collect();
+        let given = given(self.host, self.config, spec, secrets)?;
+        Errand::new(self.host, given, self.say).prepare(spec, machine)
+    }
+
+    fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.errand.start(spec, machine)
+    }
+
+    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
+        self.errand.poll(spec, machine)
+    }
+
+    fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.errand.stop(spec, machine)
+    }
+
+    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+        self.errand.fetch(spec, machine)
+    }
+}
+
+/// What is this headquarters' and not the run's.
+fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String)>) -> Result<Given> {
+    let data = config.data.path.to_path();
+    let here = spec.source == Source::Local;
+    // Here we are root and the script is a person's; elsewhere ssh has said who we are.
+    let user = (here && spec.owner != "root").then(|| spec.owner.clone());
+    // Results are the person's, and the group's that has the others there.
+    let owner = match (host.uid(&spec.owner)?, host.gid("echoes")?) {
+        (Some(uid), Some(gid)) => Some((uid, gid)),
+        _ => None,
+    };
+    // Elsewhere, who signs MLflow's certificate may be known to nobody.
+    let authority = match config.signer() {
+        Signer::Internal if !here => Authority::read(host)?.map(|(pem, _)| pem),
+        _ => None,
+    };
+    Ok(Given {
+        user,
+        results: runs::all_results(config),
+        data,
+        placed: None,
+        owner,
+        memory: MEMORY.into(),
+        env: loan::environment(host, config, spec)?,
+        secrets,
+        authority,
+        quota: Quota::default(),
+    })
+}
+
+/// The time on the wall.
+pub struct Wall;
+
+impl Clock for Wall {
+    fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc()
+    }
+
+    fn wait(&self, long: Duration) {
+        std::thread::sleep(long);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+
+    #[test]
+    fn a_detached_driver_is_given_its_words_as_they_are_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunId::try_from("r1".to_owned()).unwrap();
+        let (log, stand_in) = (dir.path().join("a log"), dir.path().join("stand in"));
+        let host = Host::new("/", System);
+        let script = b"#!/bin/sh\nprintf '%s|' \"$@\"\nif read -r line; then echo terminal; fi\nsleep 5\n";
+        host.write(&stand_in, 0o755, script).unwrap();
+        let words = Words(vec!["--set".into(), "data.path=/a b".into()]);
+        let since = std::time::Instant::now();
+        host.run(&detached(&log, &stand_in, &run, &words)).unwrap();
+        assert!(since.elapsed() < Duration::from_secs(4), "it was waited for");
+        let said = crate::patience::Patience::seconds(3)
+            .until(|| host.read_text(&log)?.filter(|said| !said.is_empty()).context("nothing yet"));
+        assert_eq!(said.unwrap(), "--set|data.path=/a b|gpu|drive|r1|");
+    }
+}

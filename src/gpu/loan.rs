@@ -1,0 +1,238 @@
+//! What a run is lent by the headquarters for as long as it lives: a user of its own at MLflow, whose password works
+//! nowhere else and not a minute longer, and the secrets that its script asked for.
+//!
+//! Both lie in one file of root's alone until the machine has them. They are in no journal, argument or log.
+
+use super::{
+    job::Hopeless,
+    runner::Loan,
+    runs,
+    spec::{RunId, Source, Spec},
+    state::State,
+};
+use crate::{
+    config::Config,
+    host::Host,
+    hq::{
+        blueprint::HTPASSWD,
+        htpasswd::{Answer, Password, User},
+        receipt::Receipt,
+        service::Service,
+        users,
+    },
+    patience::Patience,
+    ui::Try as _,
+};
+use anyhow::{Context as _, Result};
+use std::{collections::BTreeMap, path::Path, path::PathBuf};
+
+const USER: &str = "MLFLOW_TRACKING_USERNAME";
+const PASSWORD: &str = "MLFLOW_TRACKING_PASSWORD";
+
+/// Names and values, for the script's environment.
+pub type Secrets = BTreeMap<String, String>;
+
+fn path(run: &RunId) -> PathBuf {
+    runs::dir(run).join("secrets.json")
+}
+
+/// Hand them to whoever drives the run.
+pub fn leave(host: &Host, run: &RunId, secrets: &Secrets) -> Result<()> {
+    if secrets.is_empty() {
+        return Ok(());
+    }
+    host.write(&path(run), 0o600, &serde_json::to_vec(secrets)?)
+}
+
+/// What there is for the machine; nothing once it has been delivered.
+pub fn secrets(host: &Host, run: &RunId) -> Result<Secrets> {
+    let Some(bytes) = host.read(&path(run))? else { return Ok(Secrets::new()) };
+    // What is wrong with it may be told, what is in it may not.
+    serde_json::from_slice(&bytes).map_err(|_| anyhow::anyhow!("{} is damaged", path(run).display()))
+}
+
+/// Where MLflow is for a script on this source's machine; none when this headquarters has none.
+pub fn mlflow(host: &Host, config: &Config, source: &Source) -> Result<Option<String>> {
+    let here = Receipt::read(host)?.installed().contains(&Service::Mlflow);
+    Ok(match source {
+        _ if !here => None,
+        // Past nginx, which a machine's own processes need not go through.
+        Source::Local => Some(format!("http://{}:{}", config.mlflow_loopback(), config.mlflow.port)),
+        Source::Ssh { .. } | Source::Azure => {
+            Some(Service::Mlflow.url(config).trim_end_matches('/').to_owned())
+        }
+    })
+}
+
+/// For the script's environment: where MLflow is, and what every MLflow run that it begins is tagged with, without a
+/// word in the script (MLflow's `SystemEnvironmentContext`).
+pub fn environment(host: &Host, config: &Config, spec: &Spec) -> Result<Vec<(String, String)>> {
+    let Some(url) = mlflow(host, config, &spec.source)? else { return Ok(Vec::new()) };
+    let tags = serde_json::json!({ "echoes.run": spec.run, "echoes.owner": spec.owner });
+    Ok(vec![("MLFLOW_TRACKING_URI".into(), url), ("MLFLOW_RUN_CONTEXT".into(), tags.to_string())])
+}
+
+pub struct Desk<'a> {
+    pub host: &'a Host,
+    pub config: &'a Config,
+}
+
+impl Desk<'_> {
+    /// Whether the script has to say who it is.
+    fn guarded(&self, state: &State) -> Result<bool> {
+        let outside = state.spec.source != Source::Local;
+        Ok(outside
+            && self.config.mlflow.auth
+            && mlflow(self.host, self.config, &state.spec.source)?.is_some())
+    }
+
+    /// Change the password file, alone.
+    fn with_users<T>(
+        &self,
+        change: impl FnOnce(&mut crate::hq::htpasswd::Htpasswd) -> Result<T>,
+    ) -> Result<T> {
+        let lock = Path::new("/run/echoes-appliance/users.lock");
+        let _alone = Patience::seconds(10).until(|| self.host.ledger(lock))?;
+        let at = Path::new(HTPASSWD);
+        let mut file = users::read(self.host, at)?;
+        let before = file.format();
+        let changed = change(&mut file)?;
+        if file.format() != before {
+            users::write(self.host, at, &file)?;
+        }
+        Ok(changed)
+    }
+}
+
+impl Loan for Desk<'_> {
+    fn lend(&self, state: &State) -> Result<()> {
+        let run = &state.spec.run;
+        let mut secrets = secrets(self.host, run)?;
+        if let Some(name) = state.spec.secrets.iter().find(|name| !secrets.contains_key(*name)) {
+            let gone =
+                || anyhow::bail!("the secret {name} is not here: who asked for this run was cut short");
+            return gone().context(Hopeless).or_try("start it again");
+        }
+        if self.guarded(state)? {
+            let user = user(run)?;
+            if !secrets.contains_key(PASSWORD) {
+                secrets.insert(USER.into(), user.to_string());
+                secrets.insert(PASSWORD.into(), Password::generate()?.reveal().into());
+                // On disk before anybody can log in with it, so that whoever goes on has the same.
+                leave(self.host, run, &secrets)?;
+            }
+            let password = &secrets[PASSWORD];
+            self.with_users(|file| {
+                if file.verify(&user, password) != Answer::Right {
+                    file.add(&user, &password.parse()?)?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn delivered(&self, state: &State) -> Result<()> {
+        // Another machine would need them again.
+        let again = state.renting().is_some_and(|rental| rental.offer.spot) && !state.offers.is_empty();
+        if again { Ok(()) } else { self.host.remove(&path(&state.spec.run)) }
+    }
+
+    fn take_back(&self, state: &State) -> Result<()> {
+        let run = &state.spec.run;
+        let user = user(run)?;
+        if self.host.exists(Path::new(HTPASSWD))? {
+            // One who is not there is as good.
+            self.with_users(|file| Ok(file.remove(&user)))?;
+        }
+        if state.outcome.is_some() { self.host.remove(&path(run)) } else { Ok(()) }
+    }
+}
+
+/// Nobody's name: people have no say in what runs are called after `run-`.
+fn user(run: &RunId) -> Result<User> {
+    format!("run-{run}").parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gpu::{
+            provider::Offer,
+            state::{Event, State},
+        },
+        host::{Kind, System},
+        hq::receipt,
+    };
+    use time::OffsetDateTime;
+
+    fn state(source: Source, secrets: &[&str]) -> State {
+        let mut spec = Spec::example("r1");
+        spec.source = source;
+        spec.secrets = secrets.iter().map(|name| (*name).to_owned()).collect();
+        let offers = vec![Offer { price: 0, ..Offer::example("") }];
+        State::asked(OffsetDateTime::UNIX_EPOCH, &Event::Asked { spec: Box::new(spec), offers }).unwrap()
+    }
+
+    fn elsewhere() -> Source {
+        Source::parse("ssh://ana@gpu1").unwrap()
+    }
+
+    /// A headquarters with MLflow and a user of its own.
+    fn headquarters() -> (tempfile::TempDir, Host) {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let services = br#"{"v":1,"at":0,"did":"services","names":["mlflow"]}"#;
+        host.write(Path::new(receipt::PATH), 0o600, &[services.as_slice(), b"\n"].concat()).unwrap();
+        host.write(Path::new(HTPASSWD), 0o640, b"ana:$apr1$x$y\n").unwrap();
+        (dir, host)
+    }
+
+    #[test]
+    fn a_run_has_a_user_of_its_own_for_as_long_as_it_lives() {
+        let (_dir, host) = headquarters();
+        let desk = Desk { host: &host, config: &Config::default() };
+        let mut state = state(elsewhere(), &[]);
+        desk.lend(&state).unwrap();
+        let first = secrets(&host, &state.spec.run).unwrap();
+        desk.lend(&state).unwrap();
+        assert_eq!(secrets(&host, &state.spec.run).unwrap(), first, "lent twice is lent once");
+        let file = users::read(&host, Path::new(HTPASSWD)).unwrap();
+        let user = first[USER].parse().unwrap();
+        assert_eq!((first[USER].as_str(), file.verify(&user, &first[PASSWORD])), ("run-r1", Answer::Right));
+        let meta = host.meta(&path(&state.spec.run)).unwrap().unwrap();
+        assert_eq!((meta.kind, meta.mode), (Kind::File, 0o600));
+
+        state.outcome = Some(super::super::state::Outcome::Failed("x".into()));
+        desk.take_back(&state).unwrap();
+        desk.take_back(&state).unwrap();
+        assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
+        assert_eq!(secrets(&host, &state.spec.run).unwrap(), Secrets::new());
+    }
+
+    #[test]
+    fn a_script_on_this_machine_needs_no_user() {
+        let (_dir, host) = headquarters();
+        let config = Config::default();
+        Desk { host: &host, config: &config }.lend(&state(Source::Local, &[])).unwrap();
+        assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
+        let environment = environment(&host, &config, &Spec::example("r1")).unwrap();
+        let tags = r#"{"echoes.run":"r1","echoes.owner":"ana"}"#;
+        let expected = [("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"), ("MLFLOW_RUN_CONTEXT", tags)];
+        assert_eq!(environment, expected.map(|(name, value)| (name.into(), value.into())));
+        assert_eq!(mlflow(&host, &config, &elsewhere()).unwrap().unwrap(), "https://mlflow.localhost");
+    }
+
+    #[test]
+    fn a_secret_that_was_never_handed_over_ends_the_run_at_once() {
+        let (_dir, host) = headquarters();
+        let state = state(Source::Local, &["WANDB_KEY"]);
+        let desk = Desk { host: &host, config: &Config::default() };
+        assert!(desk.lend(&state).unwrap_err().is::<Hopeless>());
+        leave(&host, &state.spec.run, &[("WANDB_KEY".into(), "x".into())].into()).unwrap();
+        desk.lend(&state).unwrap();
+        desk.delivered(&state).unwrap();
+        assert_eq!(secrets(&host, &state.spec.run).unwrap(), Secrets::new());
+    }
+}

@@ -1,0 +1,206 @@
+//! A machine that the team owns, reached by ssh: nothing is rented, and giving back is ending what runs and removing
+//! what one run brought. Its key must be known beforehand: a machine met for the first time is not believed.
+
+use super::{Class, Machine, Offer, Provider, Refusal, Rent, Rented, local};
+use crate::{
+    config,
+    gpu::{
+        spec::{RunId, Spec},
+        target::{Ssh, Target},
+    },
+    host::{Cmd, Host, Output},
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+
+/// Sockets of connections that commands share. ssh puts a hash of user, host and port for `%C`.
+const SOCKETS: &str = "/run/echoes-appliance/ssh";
+
+/// ssh's own exit status, when it was not the command that failed.
+const SSH_FAILED: i32 = 255;
+
+/// Seconds: as long as a script may take to end, and then some.
+const ANSWER: &str = "120";
+
+/// What gives back, for a POSIX shell: $1 is the run, $2 the home, $3 the mark. The agent knows best what it has done;
+/// where there is none, or one that fails, the rest still goes. Says what is left.
+const GIVE_BACK: &str = r#"
+as_root=
+if [ "$(id -u)" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2> /dev/null; then as_root="sudo -n"; fi
+for agent in "$2"/bin/*/echoes-appliance; do
+    if [ -x "$agent" ] && $as_root "$agent" agent leave --home "$2" --run "$1" >&2; then break; fi
+done
+ours() {
+    for process in /proc/[0-9]*; do
+        if tr '\0' '\n' 2> /dev/null < "$process/environ" | grep -qxF "$3=$1"; then echo "${process#/proc/}"; fi
+    done 2> /dev/null
+}
+for id in $(ours "$@"); do $as_root kill -KILL "$id" 2> /dev/null; done
+$as_root rm -rf -- "$2/runs/$1"
+for id in $(ours "$@"); do echo "process $id"; done
+if [ -e "$2/runs/$1" ]; then echo "$2/runs/$1"; fi
+"#;
+
+/// How to get to it: with the settings' key, or root's own.
+pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
+    Ssh {
+        user: user.into(),
+        host: host.into(),
+        port,
+        identity: gpu.ssh_key.to_path(),
+        known_hosts: gpu.known_hosts.to_path(),
+        control: Path::new(SOCKETS).join("%C"),
+    }
+}
+
+pub struct Owned<'a> {
+    pub host: &'a Host,
+    pub ssh: Ssh,
+}
+
+impl Owned<'_> {
+    fn ask(&self, script: &str, arguments: &[&str]) -> Result<Output> {
+        if let Some(dir) = self.ssh.control.parent() {
+            self.host.make_dir(dir)?;
+        }
+        let words = [&["-c", script, "sh"], arguments].concat();
+        let Cmd { program, args, .. } = Target::Ssh(self.ssh.clone()).cmd(Cmd::new("sh", words));
+        // A machine that holds the line and says nothing would hold us, too.
+        let bound = ["--kill-after=5", ANSWER, &program].map(Into::into).to_vec();
+        self.host.ask(&Cmd::new("timeout", [bound, args].concat()))
+    }
+
+    /// What it answered; an error when it could not be asked.
+    fn answer(&self, script: &str, arguments: &[&str]) -> Result<String> {
+        let name = &self.ssh.host;
+        let out = self.ask(script, arguments)?;
+        ensure!(out.ok(), "asking {name}: exit status {}: {}", out.code, printable(&out.stderr));
+        Ok(out.stdout)
+    }
+
+    /// Whether it lets us in, and where we would live.
+    pub fn meet(&self) -> Result<Rent> {
+        let out = self.ask(r#"printf %s "$HOME""#, &[])?;
+        if out.code == SSH_FAILED {
+            return match refusal(&self.ssh, &out.stderr) {
+                Some(refusal) => Ok(Rent::Refused(refusal)),
+                None => bail!("connecting to {}: {}", self.ssh.host, printable(&out.stderr)),
+            };
+        }
+        ensure!(out.ok(), "asking {}: exit status {}: {}", self.ssh.host, out.code, printable(&out.stderr));
+        let home = parse_home(&out.stdout)?;
+        Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home }))
+    }
+
+    fn home(&self) -> Result<PathBuf> {
+        parse_home(&self.answer(r#"printf %s "$HOME""#, &[])?)
+    }
+}
+
+impl Provider for Owned<'_> {
+    fn rent(&self, _: &Spec, _: &Offer) -> Result<Rent> {
+        self.meet()
+    }
+
+    fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
+        let home = self.home()?;
+        let home = home.to_str().context("a path over there that is not UTF-8")?;
+        let said = self.answer(GIVE_BACK, &[run.as_str(), home, local::MARK])?;
+        Ok(said.lines().map(printable).collect())
+    }
+
+    fn list(&self) -> Result<Vec<Rented>> {
+        let runs = self.home()?.join("runs");
+        let said = self.answer(r#"ls -1 -- "$1" 2> /dev/null; true"#, &[&runs.display().to_string()])?;
+        let rented = |name: &str| Rented {
+            id: format!("{}:{}", self.ssh.host, runs.join(printable(name)).display()),
+            run: RunId::try_from(name.to_owned()).ok(),
+        };
+        Ok(said.lines().map(rented).collect())
+    }
+}
+
+/// Where we live over there. What a machine says is not believed further than it must be.
+fn parse_home(said: &str) -> Result<PathBuf> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let home = Path::new(said);
+    let good = home.is_absolute() && said.chars().all(plain) && !said.split('/').any(|part| part == "..");
+    ensure!(good && said.len() < 256, "{:?} is no home directory that we could use", printable(said));
+    Ok(home.join(".echoes-appliance"))
+}
+
+/// Of the ways in which ssh fails, those that trying again does not mend.
+fn refusal(ssh: &Ssh, said: &str) -> Option<Refusal> {
+    let known = ssh.known_hosts.as_ref().map_or("~root/.ssh/known_hosts".into(), |p| p.display().to_string());
+    let place = if ssh.port == 22 { ssh.host.clone() } else { format!("[{}]:{}", ssh.host, ssh.port) };
+    let hint = if said.contains("REMOTE HOST IDENTIFICATION HAS CHANGED") {
+        format!("find out why {place} has another key; only then `ssh-keygen -R '{place}' -f {known}`")
+    } else if said.contains("Host key verification failed") {
+        format!(
+            "on that machine: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`; here: `ssh-keyscan -p {} {}`, and when both are the same, its line into {known}",
+            ssh.port, ssh.host
+        )
+    } else if said.contains("Permission denied") {
+        let key = ssh.identity.as_ref().map_or("root's own key".into(), |p| p.display().to_string());
+        format!("put the public half of {key} into ~{}/.ssh/authorized_keys over there", ssh.user)
+    } else {
+        return None;
+    };
+    // Its last line is the reason; those before are a banner.
+    let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    Some(Refusal { class: Class::Final, said: printable(last), hint: Some(hint) })
+}
+
+/// What came from elsewhere, for a terminal of ours: short, and without anything that moves its cursor.
+fn printable(text: &str) -> String {
+    let harmless: String = text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    harmless.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ssh() -> Ssh {
+        Ssh {
+            user: "ana".into(),
+            host: "gpu1".into(),
+            port: 2222,
+            identity: None,
+            known_hosts: None,
+            control: "/run/c".into(),
+        }
+    }
+
+    #[test]
+    fn what_ssh_says_is_told_apart_by_whether_trying_again_helps() {
+        let unknown = "No ED25519 host key is known for [gpu1]:2222 and you have requested strict checking.\nHost key verification failed.\n";
+        let hint = refusal(&ssh(), unknown).unwrap().hint.unwrap();
+        assert!(
+            hint.contains("ssh-keyscan -p 2222 gpu1") && hint.contains("~root/.ssh/known_hosts"),
+            "{hint}"
+        );
+        let other = "@  WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!  @\nHost key verification failed.\n";
+        assert!(refusal(&ssh(), other).unwrap().hint.unwrap().contains("ssh-keygen -R '[gpu1]:2222'"));
+        let denied = refusal(&ssh(), "ana@gpu1: Permission denied (publickey).\n").unwrap();
+        assert_eq!(denied.said, "ana@gpu1: Permission denied (publickey).");
+        for passing in
+            ["ssh: connect to host gpu1 port 22: Connection refused", "Connection closed by peer", ""]
+        {
+            assert_eq!(refusal(&ssh(), passing), None, "{passing}");
+        }
+    }
+
+    #[test]
+    fn a_home_that_could_mean_something_else_is_refused() {
+        assert_eq!(parse_home("/home/ana").unwrap(), Path::new("/home/ana/.echoes-appliance"));
+        for bad in ["", "home", "/a b", "/a/../b", "/a\nb", "/a'b", "/\u{1b}[2J"] {
+            assert!(parse_home(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_from_elsewhere_moves_no_cursor() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{7}\n"), "a [2Jb");
+    }
+}

@@ -1,0 +1,301 @@
+//! The loop: read where the run stands, do the phase, write down what happened, go on. It may die at any instruction,
+//! and whoever holds the journal next finishes the work.
+//!
+//! What fails is tried again for as long as it may still succeed; what then has failed ends the run and never the
+//! loop, which leaves only by having given everything back. A machine that we cannot give back is one that we go on
+//! paying for: that is tried for ever.
+
+use super::{
+    job::{Exit, Hopeless, Job, Stand},
+    provider::{Class, Provider, Refusal, Rent},
+    runs::{self, Held},
+    state::{Event, Phase, State},
+};
+use crate::host::Host;
+use anyhow::{Error, Result};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// Machines come within minutes. One that is promised for longer than this is asked for elsewhere.
+const COMING: Duration = Duration::from_secs(20 * 60);
+
+/// What can fail for reasons that pass: a network that is down, a package index that is busy.
+const PATIENCE: Duration = Duration::from_secs(10 * 60);
+
+/// A machine that is not heard of for so long, though its landlord says it is there, is given up. It costs, and the
+/// script on it has its own deadline, so this can be long: an hour of ssh's trouble has been seen to pass.
+const SILENCE: Duration = Duration::from_secs(60 * 60);
+
+/// Between two looks at the script, and at what it has made.
+const LOOK: Duration = Duration::from_secs(2);
+const FETCH: Duration = Duration::from_secs(15);
+
+/// A script that was told to end, and a machine that counts by another clock.
+const GRACE: Duration = Duration::from_secs(180);
+
+/// Results are worth waiting for, though not for ever: the machine costs.
+const HOME: Duration = Duration::from_secs(30 * 60);
+
+/// Lists lag behind deeds. What is gone is looked for once more after this long.
+const TWICE: Duration = Duration::from_secs(5);
+
+pub trait Clock {
+    fn now(&self) -> OffsetDateTime;
+    fn wait(&self, long: Duration);
+}
+
+/// What a run is lent by the headquarters for as long as it lives: a user of its own at MLflow, and its secrets. Each
+/// may be repeated.
+pub trait Loan {
+    /// Before anything is prepared on the machine.
+    fn lend(&self, state: &State) -> Result<()>;
+    /// The script was started: the machine has what it needs.
+    fn delivered(&self, state: &State) -> Result<()>;
+    /// Before the machine is given back.
+    fn take_back(&self, state: &State) -> Result<()>;
+}
+
+pub struct Runner<'a> {
+    pub host: &'a Host,
+    pub provider: &'a dyn Provider,
+    pub job: &'a dyn Job,
+    pub loan: &'a dyn Loan,
+    pub clock: &'a dyn Clock,
+    /// For who watches.
+    pub say: &'a dyn Fn(&str),
+}
+
+enum Next {
+    Happened(Event),
+    Wait(Duration),
+}
+
+/// What one driver remembers of a phase. A crash forgets it, and nothing is lost but a little patience.
+#[derive(Default)]
+struct Mind {
+    /// Since when it fails, and how often it did.
+    failing: Option<(OffsetDateTime, u32)>,
+    fetched: Option<OffsetDateTime>,
+    told_to_end: bool,
+    delivered: bool,
+    /// Nothing was left, once.
+    clean: bool,
+}
+
+impl Runner<'_> {
+    /// Drive it to its end. An error is one of this machine's own: the journal cannot be written.
+    pub fn drive(&self, held: &mut Held) -> Result<()> {
+        let mut mind = Mind::default();
+        while held.state.phase != Phase::Done {
+            let now = self.clock.now();
+            let next = match self.bidden(&held.state, now)? {
+                Some(exit) => Next::Happened(Event::Ending { exit }),
+                None => self.step(&held.state, &mut mind, now),
+            };
+            match next {
+                Next::Happened(event) => {
+                    held.note(self.clock.now(), &event)?;
+                    mind = Mind::default();
+                    (self.say)(&held.state.phase.to_string());
+                }
+                Next::Wait(long) => self.clock.wait(long),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it has to end, and was not told yet.
+    fn bidden(&self, state: &State, now: OffsetDateTime) -> Result<Option<Exit>> {
+        if state.ending.is_some() || state.outcome.is_some() {
+            return Ok(None);
+        }
+        if runs::stop_asked(self.host, &state.spec.run)? {
+            return Ok(Some(Exit::Stopped));
+        }
+        let late = state.ends_by().is_some_and(|by| now >= by);
+        Ok(late.then_some(Exit::Deadline))
+    }
+
+    fn step(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        match state.phase {
+            Phase::Rent => self.rent(state, mind, now),
+            Phase::Prepare => {
+                let prepared = self.loan.lend(state).and_then(|()| {
+                    let machine = machine(state)?;
+                    self.job.prepare(&state.spec_on_machine(now), machine)
+                });
+                self.done(state, mind, now, prepared, Event::Prepared)
+            }
+            Phase::Start => {
+                let started =
+                    machine(state).and_then(|machine| self.job.start(&state.spec_on_machine(now), machine));
+                self.done(state, mind, now, started, Event::Started)
+            }
+            Phase::Watch => self.watch(state, mind, now),
+            Phase::Fetch => self.fetch(state, mind, now),
+            Phase::Return => self.give_back(state, mind, now),
+            Phase::Done => Next::Wait(Duration::ZERO),
+        }
+    }
+
+    fn rent(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        let Some(rental) = state.renting() else {
+            // A state without an offer left has an outcome, and is past this phase.
+            let none = || Event::Failed { why: "no offer is left".into() };
+            let offer = state.offers.front().cloned();
+            return Next::Happened(offer.map_or_else(none, |offer| Event::Renting { offer }));
+        };
+        match self.provider.rent(&state.spec, &rental.offer) {
+            Ok(Rent::Here(machine)) => Next::Happened(Event::Rented { machine }),
+            Ok(Rent::Refused(refusal)) => Next::Happened(Event::Refused { refusal }),
+            Ok(Rent::Coming(words)) if now - rental.asked < COMING => {
+                (self.say)(&words);
+                mind.failing = None;
+                Next::Wait(LOOK)
+            }
+            Ok(Rent::Coming(words)) => {
+                let minutes = COMING.as_secs() / 60;
+                let said = format!("it was promised, and had not come after {minutes} minutes: {words}");
+                Next::Happened(Event::Refused {
+                    refusal: Refusal { class: Class::Capacity, said, hint: None },
+                })
+            }
+            Err(error) => self.again(mind, now, &error, PATIENCE),
+        }
+    }
+
+    /// The event, if it could be done.
+    fn done(
+        &self,
+        state: &State,
+        mind: &mut Mind,
+        now: OffsetDateTime,
+        done: Result<()>,
+        event: Event,
+    ) -> Next {
+        match done {
+            Ok(()) => Next::Happened(event),
+            Err(error) => self.lost(state).unwrap_or_else(|| self.again(mind, now, &error, PATIENCE)),
+        }
+    }
+
+    fn watch(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        let Ok(machine) = machine(state) else { return lost("there is no machine".into()) };
+        if !mind.delivered {
+            // A secret that stays a little longer where only root can read it stops nothing.
+            mind.delivered = self.loan.delivered(state).is_ok();
+        }
+        if state.ending.is_some() && !mind.told_to_end {
+            mind.told_to_end = self.job.stop(&state.spec, machine).is_ok();
+        }
+        match self.job.poll(&state.spec, machine) {
+            Ok(Stand::Running) if state.ending.is_some() && now - state.since > GRACE => {
+                Next::Happened(Event::Failed { why: "it did not end when told to".into() })
+            }
+            Ok(Stand::Running) => {
+                mind.failing = None;
+                self.fetch_meanwhile(state, mind, now);
+                Next::Wait(LOOK)
+            }
+            Ok(Stand::Exited(Exit::Evicted)) => {
+                // Half a minute is left, and what is here is not lost.
+                let _ = self.job.fetch(&state.spec, machine);
+                lost("the machine was taken away".into())
+            }
+            Ok(Stand::Exited(exit)) => Next::Happened(Event::Exited { exit }),
+            Err(error) => self.lost(state).unwrap_or_else(|| {
+                let patience = if state.ending.is_some() { GRACE } else { SILENCE };
+                self.again(mind, now, &error, patience)
+            }),
+        }
+    }
+
+    /// What is complete comes home while the script runs. What does not, comes later.
+    fn fetch_meanwhile(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) {
+        if mind.fetched.is_some_and(|at| now - at < FETCH) {
+            return;
+        }
+        mind.fetched = Some(now);
+        if let Err(error) = machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
+            (self.say)(&format!("results do not come home just now: {error:#}"));
+        }
+    }
+
+    fn fetch(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        // Whatever comes later than this would be paid for as dearly as the training. Where a provider can keep the
+        // disk without the machine, that is the place for it: before this event, which ends in giving back.
+        let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
+        let late = spent || now - state.since > HOME;
+        match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
+            Ok(true) => Next::Happened(Event::Fetched),
+            Ok(false) if !late => {
+                mind.failing = None;
+                Next::Wait(LOOK)
+            }
+            Ok(false) => Next::Happened(Event::Failed { why: "not everything came home in time".into() }),
+            Err(error) if late => Next::Happened(Event::Failed { why: format!("{error:#}") }),
+            Err(error) => self.lost(state).unwrap_or_else(|| self.again(mind, now, &error, PATIENCE)),
+        }
+    }
+
+    fn give_back(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        // Each is tried whatever became of the other: a password file that cannot be written keeps no machine.
+        let loan = self.loan.take_back(state);
+        let left = self.provider.give_back(&state.spec.run);
+        match (loan, left) {
+            (Ok(()), Ok(left)) if left.is_empty() => {
+                if std::mem::replace(&mut mind.clean, true) {
+                    return Next::Happened(Event::Returned);
+                }
+                Next::Wait(TWICE)
+            }
+            (Ok(()), Ok(left)) => {
+                (self.say)(&format!("still there: {}", left.join(", ")));
+                mind.clean = false;
+                self.pause(mind, now)
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                (self.say)(&format!("cannot be given back just now: {error:#}"));
+                mind.clean = false;
+                self.pause(mind, now)
+            }
+        }
+    }
+
+    /// Silence proves nothing: only its landlord knows whether a machine is gone.
+    fn lost(&self, state: &State) -> Option<Next> {
+        match self.provider.still_there(&state.spec.run) {
+            Ok(false) => Some(lost("the machine is gone".into())),
+            Ok(true) | Err(_) => None,
+        }
+    }
+
+    /// It failed: later once more, or never again.
+    fn again(&self, mind: &mut Mind, now: OffsetDateTime, error: &Error, patience: Duration) -> Next {
+        let since = mind.failing.map_or(now, |(since, _)| since);
+        if error.is::<Hopeless>() || now - since > patience {
+            return Next::Happened(Event::Failed { why: format!("{error:#}") });
+        }
+        (self.say)(&format!("tried again soon: {error:#}"));
+        self.pause(mind, now)
+    }
+
+    /// One, two, four seconds, and at most a minute.
+    fn pause(&self, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        let (_, tries) = mind.failing.get_or_insert((now, 0));
+        *tries += 1;
+        Next::Wait(Duration::from_secs(1 << (*tries - 1).min(6)).min(Duration::from_secs(60)))
+    }
+}
+
+fn machine(state: &State) -> Result<&super::provider::Machine> {
+    state.machine.as_ref().ok_or_else(|| Error::msg("there is no machine").context(Hopeless))
+}
+
+fn lost(why: String) -> Next {
+    Next::Happened(Event::Lost { why })
+}
+
+#[cfg(test)]
+#[path = "runner/tests.rs"]
+mod tests;

@@ -1,0 +1,511 @@
+//! Catastrophes by enumeration: a world whose every effect can be the last thing a driver does, or can fail, once or
+//! for an hour. Its clock is its own, and nothing here waits.
+
+use super::*;
+use crate::{
+    gpu::{
+        job::Exit,
+        provider::{Machine, Offer, Rented},
+        spec::{RunId, Spec, Spot},
+        state::{Outcome, State},
+        target::Target,
+    },
+    host::System,
+};
+use anyhow::{bail, ensure};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+use time::macros::datetime;
+
+const BEGAN: OffsetDateTime = datetime!(2026-11-24 02:00 UTC);
+
+/// How long the script takes, and what it exits with.
+const LONG: Duration = Duration::from_secs(5);
+const CODE: i32 = 7;
+
+/// What goes on in the world beside us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Story {
+    Plain,
+    /// The first offer cannot be had.
+    Refused,
+    /// The first machine is taken away while the script runs.
+    Evicted,
+    /// A person stops it while the script runs.
+    Stopped,
+    /// It is stopped before anything was done.
+    StoppedAtOnce,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fails {
+    Once,
+    ForAnHour,
+}
+
+/// Somewhere a machine.
+#[derive(Default)]
+struct Rig {
+    prepared: bool,
+    started: Option<OffsetDateTime>,
+    stopped: bool,
+}
+
+struct World {
+    story: Story,
+    host: Host,
+    now: Cell<OffsetDateTime>,
+    rigs: RefCell<BTreeMap<String, Rig>>,
+    most: Cell<usize>,
+    rents: Cell<u32>,
+    starts: Cell<u32>,
+    lent: Cell<bool>,
+    /// The results of a script that ended are at home.
+    home: Cell<bool>,
+    ended: Cell<bool>,
+    effects: Cell<u32>,
+    die_at: Cell<Option<u32>>,
+    fail_at: Cell<Option<(u32, Fails)>>,
+    failing_until: Cell<Option<OffsetDateTime>>,
+}
+
+impl World {
+    fn new(story: Story, dir: &Path) -> Self {
+        Self {
+            story,
+            host: Host::new(dir, System),
+            now: Cell::new(BEGAN),
+            rigs: RefCell::default(),
+            most: Cell::new(0),
+            rents: Cell::new(0),
+            starts: Cell::new(0),
+            lent: Cell::new(false),
+            home: Cell::new(false),
+            ended: Cell::new(false),
+            effects: Cell::new(0),
+            die_at: Cell::new(None),
+            fail_at: Cell::new(None),
+            failing_until: Cell::new(None),
+        }
+    }
+
+    /// Each effect has a moment before it and a moment after it.
+    fn effect<T>(&self, doing: impl FnOnce() -> Result<T>) -> Result<T> {
+        let n = self.effects.replace(self.effects.get() + 2);
+        if self.die_at.get() == Some(n) {
+            panic!("power cut before");
+        }
+        if let Some((_, fails)) = self.fail_at.get().filter(|(at, _)| *at == n || *at == n + 1) {
+            self.fail_at.set(None);
+            let long = if fails == Fails::Once { Duration::ZERO } else { Duration::from_secs(3600) };
+            self.failing_until.set(Some(self.now.get() + long));
+            if self.die_at.get() != Some(n + 1) && self.effects.get().is_multiple_of(4) {
+                // An answer that was lost: it was done, and we do not know.
+                drop(doing());
+                bail!("the answer was lost");
+            }
+            bail!("it failed");
+        }
+        ensure!(self.failing_until.get().is_none_or(|until| self.now.get() >= until), "it still fails");
+        let done = doing()?;
+        self.most.set(self.most.get().max(self.rigs.borrow().len()));
+        if self.die_at.get() == Some(n + 1) {
+            panic!("power cut after");
+        }
+        Ok(done)
+    }
+
+    fn on_machine<T>(&self, doing: impl FnOnce(&mut Rig) -> Result<T>) -> Result<T> {
+        match self.rigs.borrow_mut().values_mut().next() {
+            Some(machine) => doing(machine),
+            None => bail!("nobody answers"),
+        }
+    }
+
+    fn ended(&self, machine: &Rig) -> bool {
+        machine.stopped || machine.started.is_some_and(|at| self.now.get() - at >= LONG)
+    }
+}
+
+impl Clock for World {
+    fn now(&self) -> OffsetDateTime {
+        self.now.get()
+    }
+
+    fn wait(&self, long: Duration) {
+        self.now.set(self.now.get() + long);
+        let running = self.rigs.borrow().values().any(|machine| machine.started.is_some());
+        match self.story {
+            Story::Evicted if running && self.rents.get() == 1 && !self.ended.get() => {
+                self.rigs.borrow_mut().clear();
+            }
+            Story::Stopped if running => runs::ask_to_stop(&self.host, &run()).unwrap(),
+            _ => {}
+        }
+    }
+}
+
+impl Provider for World {
+    fn rent(&self, _: &Spec, offer: &Offer) -> Result<Rent> {
+        self.effect(|| {
+            if self.story == Story::Refused && offer.size == "a" {
+                let said = "AllocationFailed".into();
+                return Ok(Rent::Refused(Refusal { class: Class::Capacity, said, hint: None }));
+            }
+            if self.rigs.borrow().is_empty() {
+                self.rents.set(self.rents.get() + 1);
+                self.rigs.borrow_mut().insert(offer.size.clone(), Rig::default());
+                return Ok(Rent::Coming("booting".into()));
+            }
+            Ok(Rent::Here(Machine { target: Target::Local, home: "/home".into() }))
+        })
+    }
+
+    fn give_back(&self, _: &RunId) -> Result<Vec<String>> {
+        // It takes its time to go.
+        self.effect(|| Ok(std::mem::take(&mut *self.rigs.borrow_mut()).into_keys().collect()))
+    }
+
+    fn list(&self) -> Result<Vec<Rented>> {
+        Ok(Vec::new())
+    }
+
+    fn still_there(&self, _: &RunId) -> Result<bool> {
+        Ok(!self.rigs.borrow().is_empty())
+    }
+}
+
+impl Job for World {
+    fn prepare(&self, _: &Spec, _: &Machine) -> Result<()> {
+        self.effect(|| {
+            self.on_machine(|machine| {
+                machine.prepared = true;
+                Ok(())
+            })
+        })
+    }
+
+    fn start(&self, _: &Spec, _: &Machine) -> Result<()> {
+        self.effect(|| {
+            self.on_machine(|machine| {
+                ensure!(machine.prepared, "not prepared");
+                if machine.started.is_none() {
+                    machine.started = Some(self.now.get());
+                    self.starts.set(self.starts.get() + 1);
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+        self.effect(|| {
+            self.on_machine(|machine| {
+                Ok(match self.ended(machine) {
+                    true if machine.stopped => Stand::Exited(Exit::Stopped),
+                    true => Stand::Exited(Exit::Code(CODE)),
+                    false => Stand::Running,
+                })
+            })
+        })
+    }
+
+    fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
+        self.effect(|| {
+            self.on_machine(|machine| {
+                machine.stopped = true;
+                Ok(())
+            })
+        })
+    }
+
+    fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+        self.effect(|| {
+            self.on_machine(|machine| {
+                self.ended.set(self.ended(machine));
+                self.home.set(self.ended(machine));
+                Ok(self.ended(machine) || machine.started.is_none())
+            })
+        })
+    }
+}
+
+impl Loan for World {
+    fn lend(&self, _: &State) -> Result<()> {
+        self.effect(|| {
+            self.lent.set(true);
+            Ok(())
+        })
+    }
+
+    fn delivered(&self, _: &State) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_back(&self, _: &State) -> Result<()> {
+        self.effect(|| {
+            self.lent.set(false);
+            Ok(())
+        })
+    }
+}
+
+fn run() -> RunId {
+    RunId::try_from("r1".to_owned()).unwrap()
+}
+
+fn begin(world: &World) {
+    let mut spec = Spec::example("r1");
+    spec.spot = Spot::Auto;
+    let offers = vec![Offer::example("a"), Offer::example("b"), Offer::example("c")];
+    runs::create(&world.host, &run(), BEGAN, &Event::Asked { spec: Box::new(spec), offers }).unwrap();
+    if world.story == Story::StoppedAtOnce {
+        runs::ask_to_stop(&world.host, &run()).unwrap();
+    }
+}
+
+/// One driver's life.
+fn drive(world: &World) -> Result<State> {
+    let mut held = runs::hold(&world.host, &run())?.expect("nobody else is here");
+    let (provider, job, loan, clock) = (world, world, world, world);
+    Runner { host: &world.host, provider, job, loan, clock, say: &|_| {} }.drive(&mut held)?;
+    Ok(held.state.clone())
+}
+
+/// Drivers, one after the other, until one comes to the end.
+fn live(world: &World) -> State {
+    for _ in 0..4 {
+        match catch_unwind(AssertUnwindSafe(|| drive(world))) {
+            Ok(state) => return state.unwrap(),
+            Err(_) => world.die_at.set(None),
+        }
+    }
+    panic!("four drivers died of one fuse");
+}
+
+/// Journals are synced at each entry: in memory that costs nothing.
+fn dir() -> tempfile::TempDir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+fn check(world: &World, state: &State, what: &str) {
+    assert_eq!(state.phase, Phase::Done, "{what}");
+    assert!(world.rigs.borrow().is_empty(), "a machine is left: {what}");
+    assert!(!world.lent.get(), "a user is left: {what}");
+    assert!(world.most.get() <= 1, "two machines at once: {what}");
+    assert!(world.starts.get() <= world.rents.get(), "started twice on one machine: {what}");
+    assert!(state.rentals.iter().all(|rental| rental.returned.is_some()), "{what}");
+    let outcome = state.outcome.as_ref().unwrap_or_else(|| panic!("no outcome: {what}"));
+    if let Outcome::Exit(Exit::Code(code)) = outcome {
+        assert_eq!(*code, CODE, "{what}");
+        assert!(
+            world.home.get() || state.unfetched.is_some(),
+            "results are lost, and nobody says so: {what}"
+        );
+    }
+    assert!(
+        world.now.get() - BEGAN < time::Duration::hours(4),
+        "it cost {}: {what}",
+        world.now.get() - BEGAN
+    );
+}
+
+/// The number of moments of a story in which nothing goes wrong.
+fn moments(story: Story) -> u32 {
+    let dir = dir();
+    let world = World::new(story, dir.path());
+    begin(&world);
+    let state = live(&world);
+    check(&world, &state, "nothing went wrong");
+    let expected = match story {
+        Story::Plain | Story::Refused | Story::Evicted => Outcome::Exit(Exit::Code(CODE)),
+        Story::Stopped | Story::StoppedAtOnce => Outcome::Exit(Exit::Stopped),
+    };
+    assert_eq!((state.outcome, state.unfetched), (Some(expected), None), "{story:?}");
+    let tried = if matches!(story, Story::Refused | Story::Evicted) { 2 } else { 1 };
+    assert_eq!(state.rentals.len(), if story == Story::StoppedAtOnce { 0 } else { tried });
+    world.effects.get()
+}
+
+#[test]
+fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() {
+    // Power cuts are panics here, and expected.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let outcome = catch_unwind(|| {
+        let mut tried = 0;
+        let stories = [Story::Plain, Story::Refused, Story::Evicted, Story::Stopped, Story::StoppedAtOnce];
+        for story in stories {
+            let all = moments(story);
+            for die_at in (0..all).map(Some).chain([None]) {
+                // An effect fails as a whole; dying has its before and its after.
+                for fail_at in (0..all).step_by(2).map(Some).chain([None]) {
+                    for fails in [Fails::Once, Fails::ForAnHour] {
+                        let dir = dir();
+                        let world = World::new(story, dir.path());
+                        begin(&world);
+                        world.die_at.set(die_at);
+                        world.fail_at.set(fail_at.map(|at| (at, fails)));
+                        let state = live(&world);
+                        check(
+                            &world,
+                            &state,
+                            &format!("{story:?}, die {die_at:?}, fail {fail_at:?} {fails:?}"),
+                        );
+                        tried += 1;
+                    }
+                }
+            }
+        }
+        tried
+    });
+    std::panic::set_hook(hook);
+    let tried = outcome.unwrap_or_else(|why| {
+        let said = why.downcast_ref::<String>().cloned();
+        panic!("{}", said.or(why.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default())
+    });
+    println!("{tried} combinations of stories, deaths and failures");
+    assert!(tried > 5000, "{tried}");
+}
+
+#[test]
+fn a_journal_cut_at_any_byte_is_gone_on_with() {
+    for story in [Story::Plain, Story::Evicted] {
+        let first = dir();
+        let world = World::new(story, first.path());
+        begin(&world);
+        live(&world);
+        let path = runs::dir(&run()).join("journal.jsonl");
+        let whole = world.host.read(&path).unwrap().unwrap();
+        let beginning = whole.iter().position(|b| *b == b'\n').unwrap() + 1;
+        for cut in 0..=whole.len() {
+            let dir = dir();
+            let world = World::new(Story::Plain, dir.path());
+            world.host.write(&path, 0o600, &whole[..cut]).unwrap();
+            if cut < beginning {
+                // Nothing was asked for, so nothing was done.
+                assert!(runs::hold(&world.host, &run()).unwrap().is_none(), "cut at {cut}");
+                continue;
+            }
+            // There is a machine, and its script came to its end meanwhile.
+            world.now.set(BEGAN + Duration::from_secs(3600));
+            let machine = Rig { prepared: true, started: Some(BEGAN), stopped: false };
+            world.rigs.borrow_mut().insert("a".into(), machine);
+            let state = live(&world);
+            assert_eq!(state.phase, Phase::Done, "cut at {cut}");
+            // Only the whole journal says that all was given back.
+            assert_eq!(world.rigs.borrow().is_empty(), cut < whole.len(), "cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_be_given_back_is_never_called_given_back() {
+    let dir = dir();
+    let world = World::new(Story::StoppedAtOnce, dir.path());
+    begin(&world);
+    struct Stubborn<'a>(&'a World, Cell<u32>);
+    impl Provider for Stubborn<'_> {
+        fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent> {
+            self.0.rent(spec, offer)
+        }
+        fn give_back(&self, _: &RunId) -> Result<Vec<String>> {
+            self.1.set(self.1.get() + 1);
+            // Gone in one look and there again in the next, as lists that lag behind will have it.
+            Ok(match self.1.get() {
+                2 => vec![],
+                n if n < 50 => vec!["nic-r1".into()],
+                _ => vec![],
+            })
+        }
+        fn list(&self) -> Result<Vec<Rented>> {
+            Ok(Vec::new())
+        }
+    }
+    let stubborn = Stubborn(&world, Cell::new(0));
+    let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+    let said = RefCell::new(Vec::new());
+    let say = |words: &str| said.borrow_mut().push(words.to_owned());
+    let (job, loan, clock) = (&world, &world, &world);
+    Runner { host: &world.host, provider: &stubborn, job, loan, clock, say: &say }.drive(&mut held).unwrap();
+    assert_eq!(stubborn.1.get(), 51);
+    assert!(said.borrow().contains(&"still there: nic-r1".to_owned()));
+    assert!(world.now.get() - BEGAN > time::Duration::minutes(20), "it was not asked ever more seldom");
+}
+
+#[test]
+fn what_trying_again_cannot_mend_is_not_tried_again() {
+    let dir = dir();
+    let world = World::new(Story::Plain, dir.path());
+    begin(&world);
+    struct NoScript<'a>(&'a World);
+    impl Job for NoScript<'_> {
+        fn prepare(&self, _: &Spec, _: &Machine) -> Result<()> {
+            Err(Error::msg("train.py is not there").context(Hopeless))
+        }
+        fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.start(spec, machine)
+        }
+        fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
+            self.0.poll(spec, machine)
+        }
+        fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.stop(spec, machine)
+        }
+        fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+            self.0.fetch(spec, machine)
+        }
+    }
+    let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+    let (provider, loan, clock) = (&world, &world, &world);
+    Runner { host: &world.host, provider, job: &NoScript(&world), loan, clock, say: &|_| {} }
+        .drive(&mut held)
+        .unwrap();
+    let why = "trying again would not help: train.py is not there".to_owned();
+    assert_eq!(held.state.outcome, Some(Outcome::Failed(why)));
+    assert!(world.rigs.borrow().is_empty());
+    assert!(world.now.get() - BEGAN < time::Duration::minutes(1));
+}
+
+#[test]
+fn money_ends_a_run_before_it_is_spent() {
+    let dir = dir();
+    let world = World::new(Story::Plain, dir.path());
+    let mut spec = Spec::example("r1");
+    // An hour's worth, less what bringing home may take, of a script that would go on for ever.
+    spec.max_cost = Some(1_000_000);
+    let offers = vec![Offer::example("a")];
+    runs::create(&world.host, &run(), BEGAN, &Event::Asked { spec: Box::new(spec), offers }).unwrap();
+    struct Endless<'a>(&'a World);
+    impl Job for Endless<'_> {
+        fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.prepare(spec, machine)
+        }
+        fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            assert!((2900..=3000).contains(&spec.max_seconds.unwrap()), "{:?}", spec.max_seconds);
+            self.0.start(spec, machine)
+        }
+        fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+            Ok(Stand::Running)
+        }
+        fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
+            Ok(())
+        }
+        fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+            Ok(false)
+        }
+    }
+    let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+    let (provider, loan, clock) = (&world, &world, &world);
+    Runner { host: &world.host, provider, job: &Endless(&world), loan, clock, say: &|_| {} }
+        .drive(&mut held)
+        .unwrap();
+    assert_eq!(held.state.outcome, Some(Outcome::Exit(Exit::Deadline)));
+    assert!(held.state.unfetched.is_some());
+    assert!(world.rigs.borrow().is_empty());
+}

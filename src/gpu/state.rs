@@ -1,0 +1,358 @@
+//! Where a run stands. A phase is the thing still to be done, an event is a thing that happened; this file alone
+//! decides what follows what, and the same function replays a journal and leads a life. Pure.
+//!
+//! One rental at a time: whatever came of an offer is given back before the next one is tried, so nothing that an
+//! earlier attempt left behind can be taken for the machine of a later one.
+
+use super::{
+    job::Exit,
+    provider::{Class, Machine, Offer, Refusal},
+    spec::Spec,
+};
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::{collections::VecDeque, fmt, time::Duration};
+use time::OffsetDateTime;
+
+/// The newest format that we write. Older ones load for ever.
+const FORMAT: u32 = 1;
+
+/// Of the money that a run may cost, so much time's worth is kept for bringing home and giving back.
+const RESERVE: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Rent,
+    Prepare,
+    Start,
+    Watch,
+    Fetch,
+    Return,
+    Done,
+}
+
+impl fmt::Display for Phase {
+    /// What is being done, for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Rent => "renting",
+            Self::Prepare => "preparing",
+            Self::Start => "starting",
+            Self::Watch => "running",
+            Self::Fetch => "bringing home",
+            Self::Return => "giving back",
+            Self::Done => "done",
+        })
+    }
+}
+
+/// Once released, a variant is never changed: old journals load for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A person asked for it: the first entry of every journal. The offers are in order of preference.
+    Asked {
+        spec: Box<Spec>,
+        offers: Vec<Offer>,
+    },
+    /// About to ask for a machine by this offer. From here on something may be ours, and may cost.
+    Renting {
+        offer: Offer,
+    },
+    /// Not by that offer.
+    Refused {
+        refusal: Refusal,
+    },
+    Rented {
+        machine: Machine,
+    },
+    /// Code, data and environment are there.
+    Prepared,
+    Started,
+    Exited {
+        exit: Exit,
+    },
+    /// The machine is gone, and not by us.
+    Lost {
+        why: String,
+    },
+    /// Everything is home.
+    Fetched,
+    /// The phase could not be done. What was started is still fetched, what was rented is still given back.
+    Failed {
+        why: String,
+    },
+    /// It has to end: a person asked for it, or its time or its money is used up.
+    Ending {
+        exit: Exit,
+    },
+    /// Nothing of it is left, and that was looked at twice.
+    Returned,
+}
+
+/// An event as it stands in the file. What it says is read only when its format is one we know.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Entry {
+    v: u32,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    #[serde(flatten)]
+    event: serde_json::Value,
+}
+
+impl Entry {
+    pub fn new(at: OffsetDateTime, event: &Event) -> Result<Self> {
+        Ok(Self { v: FORMAT, at, event: serde_json::to_value(event)? })
+    }
+
+    pub fn event(&self) -> Result<Event> {
+        ensure!(self.v <= FORMAT, "written by a newer echoes-appliance (format {})", self.v);
+        Ok(serde_json::from_value(self.event.clone())?)
+    }
+}
+
+/// One attempt to have a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Rental {
+    pub offer: Offer,
+    #[serde(with = "time::serde::rfc3339")]
+    pub asked: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub came: Option<OffsetDateTime>,
+    /// When nothing of it was left.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub returned: Option<OffsetDateTime>,
+    /// Why it was not to be had.
+    pub refusal: Option<Refusal>,
+}
+
+impl Rental {
+    /// Millionths of a US dollar by list price, from the first request to the proof that all is gone, so rather too
+    /// much than too little. What was refused is not charged for.
+    fn cost(&self, now: OffsetDateTime) -> u64 {
+        if self.refusal.is_some() {
+            return 0;
+        }
+        let long = self.returned.unwrap_or(now) - self.asked;
+        let seconds = u64::try_from(long.whole_seconds()).unwrap_or(0);
+        self.offer.price.saturating_mul(seconds).div_ceil(3600)
+    }
+}
+
+/// How it all ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// By the script itself, or because it had to.
+    Exit(Exit),
+    /// No offer could be had.
+    Refused(Refusal),
+    /// Taken away, and there was no other offer.
+    Lost(String),
+    Failed(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub spec: Spec,
+    pub phase: Phase,
+    /// When the phase began.
+    pub since: OffsetDateTime,
+    /// Not tried yet, the best first.
+    pub offers: VecDeque<Offer>,
+    /// Tried, the last one last.
+    pub rentals: Vec<Rental>,
+    pub machine: Option<Machine>,
+    /// The script's first line, on whichever machine.
+    pub started: Option<OffsetDateTime>,
+    /// It was told to end, and has not yet.
+    pub ending: Option<Exit>,
+    /// None: it goes on.
+    pub outcome: Option<Outcome>,
+    /// Why not everything is home.
+    pub unfetched: Option<String>,
+}
+
+/// The state that a journal tells of; none when it does not even say what was asked for.
+pub fn replay(entries: &[Entry]) -> Result<Option<State>> {
+    let mut state: Option<State> = None;
+    for (n, entry) in entries.iter().enumerate() {
+        let event = entry.event().with_context(|| format!("entry {}", n + 1))?;
+        state = match state {
+            None => State::asked(entry.at, &event),
+            Some(state) => state.after(entry.at, &event),
+        };
+        ensure!(state.is_some(), "entry {} tells of something that cannot happen there: {event:?}", n + 1);
+    }
+    Ok(state)
+}
+
+impl State {
+    pub fn asked(at: OffsetDateTime, event: &Event) -> Option<Self> {
+        let Event::Asked { spec, offers } = event else { return None };
+        (!offers.is_empty()).then(|| Self {
+            spec: (**spec).clone(),
+            phase: Phase::Rent,
+            since: at,
+            offers: offers.iter().cloned().collect(),
+            rentals: Vec::new(),
+            machine: None,
+            started: None,
+            ending: None,
+            outcome: None,
+            unfetched: None,
+        })
+    }
+
+    /// The state after an event, or `None` if that event cannot happen here.
+    pub fn after(mut self, at: OffsetDateTime, event: &Event) -> Option<Self> {
+        use Phase::{Done, Fetch, Prepare, Rent, Return, Start, Watch};
+        let next = match (self.phase, event) {
+            (Rent, Event::Renting { offer }) if self.renting().is_none() => {
+                (self.offers.pop_front().as_ref() == Some(offer)).then_some(())?;
+                let (offer, asked) = (offer.clone(), at);
+                self.rentals.push(Rental { offer, asked, came: None, returned: None, refusal: None });
+                self.since = at;
+                Rent
+            }
+            (Rent, Event::Refused { refusal }) => {
+                self.renting_mut()?.refusal = Some(refusal.clone());
+                if refusal.class == Class::Final || self.offers.is_empty() {
+                    self.outcome = Some(Outcome::Refused(self.worth_telling()?));
+                }
+                Return
+            }
+            (Rent, Event::Rented { machine }) => {
+                self.renting_mut()?.came = Some(at);
+                self.machine = Some(machine.clone());
+                Prepare
+            }
+            (Prepare, Event::Prepared) => Start,
+            (Start, Event::Started) => {
+                self.started = self.started.or(Some(at));
+                Watch
+            }
+            (Watch, Event::Exited { exit }) => {
+                self.outcome = Some(Outcome::Exit(exit.clone()));
+                Fetch
+            }
+            (Prepare | Start | Watch | Fetch, Event::Lost { why }) => {
+                if self.phase == Fetch {
+                    self.unfetched = Some(why.clone());
+                }
+                // Only what was cheap because it could be taken away is tried again elsewhere.
+                let again = self.renting()?.offer.spot && !self.offers.is_empty();
+                if let Some(exit) = self.ending.clone() {
+                    self.conclude(Outcome::Exit(exit));
+                } else if !again {
+                    self.conclude(Outcome::Lost(why.clone()));
+                }
+                Return
+            }
+            (Fetch, Event::Fetched) => Return,
+            (Rent | Prepare, Event::Failed { why }) => {
+                self.conclude(Outcome::Failed(why.clone()));
+                Return
+            }
+            // Where it may have begun, something worth having may be there.
+            (Start | Watch, Event::Failed { why }) => {
+                let ending = self.ending.clone().map(Outcome::Exit);
+                self.conclude(ending.unwrap_or(Outcome::Failed(why.clone())));
+                Fetch
+            }
+            (Fetch, Event::Failed { why }) => {
+                self.unfetched = Some(why.clone());
+                Return
+            }
+            (Rent | Prepare, Event::Ending { exit }) => {
+                self.conclude(Outcome::Exit(exit.clone()));
+                Return
+            }
+            (Start, Event::Ending { exit }) => {
+                self.conclude(Outcome::Exit(exit.clone()));
+                Fetch
+            }
+            (Watch, Event::Ending { exit }) if self.ending.is_none() => {
+                self.ending = Some(exit.clone());
+                self.since = at;
+                Watch
+            }
+            // It would have gone on with the next offer.
+            (Return, Event::Ending { exit }) if self.outcome.is_none() => {
+                self.conclude(Outcome::Exit(exit.clone()));
+                Return
+            }
+            (Return, Event::Returned) => {
+                if let Some(rental) = self.renting_mut() {
+                    rental.returned = Some(at);
+                }
+                self.machine = None;
+                if self.outcome.is_some() { Done } else { Rent }
+            }
+            _ => return None,
+        };
+        if next != self.phase {
+            self.since = at;
+        }
+        self.phase = next;
+        Some(self)
+    }
+
+    /// What may be ours just now: by this offer.
+    pub fn renting(&self) -> Option<&Rental> {
+        self.rentals.last().filter(|rental| rental.returned.is_none())
+    }
+
+    fn renting_mut(&mut self) -> Option<&mut Rental> {
+        self.rentals.last_mut().filter(|rental| rental.returned.is_none())
+    }
+
+    /// What ended it stays what ended it, whatever goes wrong afterwards.
+    fn conclude(&mut self, outcome: Outcome) {
+        self.outcome.get_or_insert(outcome);
+    }
+
+    /// Of all refusals, the one that says most about what to do: what is final, then what may be better in an hour,
+    /// then what needs a person.
+    fn worth_telling(&self) -> Option<Refusal> {
+        let rank = |refusal: &&Refusal| match refusal.class {
+            Class::Final => 0,
+            Class::Capacity => 1,
+            Class::Quota => 2,
+        };
+        self.rentals.iter().filter_map(|rental| rental.refusal.as_ref()).min_by_key(rank).cloned()
+    }
+
+    /// Millionths of a US dollar so far, by list price.
+    pub fn cost(&self, now: OffsetDateTime) -> u64 {
+        self.rentals.iter().map(|rental| rental.cost(now)).sum()
+    }
+
+    /// When it has to end, by its time or by its money, whichever is sooner.
+    pub fn ends_by(&self) -> Option<OffsetDateTime> {
+        let seconds = |n: u64| time::Duration::seconds(i64::try_from(n).unwrap_or(i64::MAX / 2));
+        let time = self.started.zip(self.spec.max_seconds).and_then(|(at, n)| at.checked_add(seconds(n)));
+        let money = self.spec.max_cost.zip(self.renting()).and_then(|(most, rental)| {
+            let before = self.cost(rental.asked);
+            let paid = most.saturating_sub(before).saturating_mul(3600).checked_div(rental.offer.price)?;
+            rental.asked.checked_add(seconds(paid.saturating_sub(RESERVE.as_secs())))
+        });
+        time.into_iter().chain(money).min()
+    }
+
+    /// What the machine is told: the time that is left by the clock and by the money, so that it ends by itself when
+    /// nobody comes to end it.
+    pub fn spec_on_machine(&self, now: OffsetDateTime) -> Spec {
+        let mut spec = self.spec.clone();
+        if let Some(at) = self.ends_by() {
+            let left = u64::try_from((at - now).whole_seconds()).unwrap_or(0);
+            spec.max_seconds = Some(spec.max_seconds.map_or(left, |most| most.min(left)));
+        }
+        spec
+    }
+}
+
+#[cfg(test)]
+#[path = "state/tests.rs"]
+mod tests;

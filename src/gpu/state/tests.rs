@@ -1,0 +1,222 @@
+use super::*;
+use crate::gpu::{spec::RunId, target::Target};
+use time::macros::datetime;
+
+const BEGAN: OffsetDateTime = datetime!(2026-11-24 02:00 UTC);
+
+fn after(seconds: i64) -> OffsetDateTime {
+    BEGAN + time::Duration::seconds(seconds)
+}
+
+fn asked(sizes: &[&str]) -> State {
+    let offers = sizes.iter().map(|size| Offer::example(size)).collect();
+    let spec = Box::new(Spec::example("r1"));
+    State::asked(BEGAN, &Event::Asked { spec, offers }).unwrap()
+}
+
+fn renting(size: &str) -> Event {
+    Event::Renting { offer: Offer::example(size) }
+}
+
+fn refused(class: Class) -> Event {
+    Event::Refused { refusal: Refusal { class, said: format!("{class:?}"), hint: None } }
+}
+
+fn rented() -> Event {
+    Event::Rented { machine: Machine { target: Target::Local, home: "/home".into() } }
+}
+
+fn gone() -> Event {
+    Event::Lost { why: "gone".into() }
+}
+
+fn failed() -> Event {
+    Event::Failed { why: "broken".into() }
+}
+
+fn stop() -> Event {
+    Event::Ending { exit: Exit::Stopped }
+}
+
+/// After all of them, a second apart.
+fn tell(state: State, events: &[Event]) -> State {
+    let mut at = state.since;
+    events.iter().fold(state, |state, event| {
+        at += time::Duration::seconds(1);
+        let phase = state.phase;
+        state.after(at, event).unwrap_or_else(|| panic!("{event:?} cannot happen while {phase}"))
+    })
+}
+
+#[test]
+fn every_way_to_the_end_leads_through_giving_back() {
+    use Event::{Fetched, Prepared, Returned, Started};
+    let exited = || Event::Exited { exit: Exit::Code(3) };
+    let up = || vec![renting("a"), rented(), Prepared, Started];
+    let exit = |exit| Some(Outcome::Exit(exit));
+    let table: Vec<(Vec<Event>, Option<Outcome>, Option<&str>)> = vec![
+        ([up(), vec![exited(), Fetched]].concat(), exit(Exit::Code(3)), None),
+        ([up(), vec![exited(), failed()]].concat(), exit(Exit::Code(3)), Some("broken")),
+        ([up(), vec![exited(), gone()]].concat(), exit(Exit::Code(3)), Some("gone")),
+        ([up(), vec![failed(), Fetched]].concat(), Some(Outcome::Failed("broken".into())), None),
+        (
+            [up(), vec![stop(), Event::Exited { exit: Exit::Stopped }, Fetched]].concat(),
+            exit(Exit::Stopped),
+            None,
+        ),
+        // It came to its end while it was told to.
+        ([up(), vec![stop(), exited(), Fetched]].concat(), exit(Exit::Code(3)), None),
+        ([up(), vec![stop(), failed(), Fetched]].concat(), exit(Exit::Stopped), None),
+        ([up(), vec![stop(), gone()]].concat(), exit(Exit::Stopped), None),
+        (vec![stop()], exit(Exit::Stopped), None),
+        (vec![renting("a"), stop()], exit(Exit::Stopped), None),
+        (vec![renting("a"), failed()], Some(Outcome::Failed("broken".into())), None),
+        (vec![renting("a"), rented(), stop()], exit(Exit::Stopped), None),
+        (vec![renting("a"), rented(), failed()], Some(Outcome::Failed("broken".into())), None),
+        (vec![renting("a"), rented(), Prepared, stop(), Fetched], exit(Exit::Stopped), None),
+    ];
+    for (events, outcome, unfetched) in table {
+        let state = tell(asked(&["a", "b"]), &events);
+        assert_eq!(state.phase, Phase::Return, "{events:?}");
+        assert_eq!((&state.outcome, state.unfetched.as_deref()), (&outcome, unfetched), "{events:?}");
+        let state = tell(state, &[Returned]);
+        assert_eq!((state.phase, state.outcome), (Phase::Done, outcome), "{events:?}");
+    }
+}
+
+#[test]
+fn what_is_over_or_has_not_begun_cannot_be_told_of() {
+    let up = [renting("a"), rented(), Event::Prepared, Event::Started];
+    let all = [
+        renting("b"),
+        refused(Class::Capacity),
+        rented(),
+        Event::Prepared,
+        Event::Started,
+        Event::Exited { exit: Exit::Code(0) },
+        gone(),
+        Event::Fetched,
+        failed(),
+        stop(),
+        Event::Returned,
+    ];
+    // In each phase, the numbers of those that can happen.
+    let table: [(&[Event], &[usize]); 7] = [
+        (&[], &[8, 9]),
+        (&up[..1], &[1, 2, 8, 9]),
+        (&up[..2], &[3, 6, 8, 9]),
+        (&up[..3], &[4, 6, 8, 9]),
+        (&up, &[5, 6, 8, 9]),
+        (&[&up[..], &[failed()]].concat(), &[6, 7, 8]),
+        (&[&up[..], &[failed(), Event::Fetched]].concat(), &[10]),
+    ];
+    for (told, possible) in table {
+        let state = tell(asked(&["a", "b"]), told);
+        let can = |n: &usize| state.clone().after(after(99), &all[*n]).is_some();
+        assert_eq!((0..all.len()).filter(can).collect::<Vec<_>>(), possible, "while {}", state.phase);
+    }
+    let done = tell(asked(&["a"]), &[stop(), Event::Returned]);
+    assert!(all.iter().all(|event| done.clone().after(after(99), event).is_none()));
+}
+
+#[test]
+fn a_refusal_leads_to_the_next_offer_and_the_last_one_says_what_to_do() {
+    let again = |class| vec![refused(class), Event::Returned];
+    let state = tell(asked(&["a", "b"]), &[vec![renting("a")], again(Class::Capacity)].concat());
+    assert_eq!((state.phase, state.outcome.as_ref()), (Phase::Rent, None));
+    // Offers are tried in their order, and none twice.
+    assert!(state.clone().after(after(9), &renting("a")).is_none());
+    let state = tell(state, &[vec![renting("b")], again(Class::Quota)].concat());
+    assert_eq!(state.phase, Phase::Done);
+    // An hour may bring what a quota does not.
+    let Some(Outcome::Refused(refusal)) = &state.outcome else { panic!("{:?}", state.outcome) };
+    assert_eq!(refusal.class, Class::Capacity);
+    assert_eq!(state.cost(after(9999)), 0, "what was refused is not charged for");
+
+    let final_ = tell(asked(&["a", "b"]), &[vec![renting("a")], again(Class::Final)].concat());
+    assert_eq!(final_.phase, Phase::Done, "nothing that could be rented would be different");
+}
+
+#[test]
+fn a_machine_that_was_taken_away_is_replaced_only_where_that_was_the_bargain() {
+    let up = [renting("a"), rented(), Event::Prepared, Event::Started, gone()];
+    let state = tell(asked(&["a", "b"]), &up);
+    assert_eq!((state.phase, &state.outcome), (Phase::Return, &None));
+    let state = tell(state, &[Event::Returned]);
+    assert_eq!((state.phase, state.machine.as_ref()), (Phase::Rent, None));
+    // Stopped between two machines.
+    let stopped = tell(tell(asked(&["a", "b"]), &up), &[stop(), Event::Returned]);
+    assert_eq!((stopped.phase, stopped.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Stopped))));
+
+    let last = tell(asked(&["a"]), &up);
+    assert_eq!(last.outcome, Some(Outcome::Lost("gone".into())), "there is no other offer");
+    let dear = Offer { spot: false, ..Offer::example("a") };
+    let offers = vec![dear.clone(), Offer::example("b")];
+    let spec = Box::new(Spec::example("r1"));
+    let state = State::asked(BEGAN, &Event::Asked { spec, offers }).unwrap();
+    let events = [Event::Renting { offer: dear }, rented(), Event::Prepared, gone()];
+    assert_eq!(tell(state, &events).outcome, Some(Outcome::Lost("gone".into())));
+}
+
+#[test]
+fn time_and_money_end_a_run_whichever_is_sooner() {
+    let at_machine = |max_seconds, max_cost| {
+        let mut state = asked(&["a"]);
+        (state.spec.max_seconds, state.spec.max_cost) = (max_seconds, max_cost);
+        tell(state, &[renting("a"), rented(), Event::Prepared])
+    };
+    let seconds = |state: &State| state.spec_on_machine(after(3)).max_seconds;
+    assert_eq!(seconds(&at_machine(None, None)), None);
+    // A dollar buys an hour, of which ten minutes are kept; two seconds are gone since the machine was asked for.
+    assert_eq!(seconds(&at_machine(None, Some(1_000_000))), Some(3000 - 2));
+    assert_eq!(seconds(&at_machine(Some(60), Some(1_000_000))), Some(60));
+    assert_eq!(seconds(&at_machine(Some(9999), Some(1_000_000))), Some(2998));
+    assert_eq!(seconds(&at_machine(None, Some(1))), Some(0));
+    let running = tell(at_machine(Some(60), None), &[Event::Started]);
+    assert_eq!(running.ends_by(), Some(after(4 + 60)));
+    assert_eq!(running.cost(after(1 + 3600)), 1_000_000);
+
+    // Time and money that the first machine took are not there for the second.
+    let second = [gone(), Event::Returned, renting("b"), rented(), Event::Prepared];
+    let mut state = tell(asked(&["a", "b"]), &[renting("a"), rented(), Event::Prepared, Event::Started]);
+    (state.spec.max_seconds, state.spec.max_cost) = (Some(7200), Some(1_000_000));
+    state.since = after(1800);
+    let state = tell(state, &second);
+    assert_eq!(state.started, Some(after(4)));
+    // 1801 seconds are paid for, 1799 are left but for a part of one, ten minutes are kept.
+    assert_eq!(state.ends_by(), Some(after(1803 + 1798 - 600)));
+}
+
+#[test]
+fn journals_of_every_format_load_for_ever() {
+    // One of each event, as the first release wrote them. Never changed: headquarters out there hold these.
+    let v1 = include_str!("../../../tests/receipts/run-v1.jsonl");
+    let entries: Vec<Entry> = v1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let kinds: std::collections::BTreeSet<_> =
+        entries.iter().map(|entry| entry.event["event"].to_string()).collect();
+    assert_eq!(kinds.len(), 12, "one of each");
+    // Two runs, since no single one can both fail to come home and come home.
+    let second = entries.iter().rposition(|entry| entry.event["event"] == "asked").unwrap();
+    let state = replay(&entries[..second]).unwrap().unwrap();
+    assert_eq!(state.spec.run, RunId::try_from("esn-20261124-1530-7f3a".to_owned()).unwrap());
+    assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Stopped))));
+    assert_eq!((state.rentals.len(), state.unfetched.as_deref()), (3, Some("disk full")));
+    let state = replay(&entries[second..]).unwrap().unwrap();
+    assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Code(0)))));
+    // And what is written today reads the same when it is read again.
+    for entry in &entries {
+        let again = Entry::new(entry.at, &entry.event().unwrap()).unwrap();
+        let text = |entry| serde_json::to_string(entry).unwrap();
+        assert_eq!(text(&again), text(entry));
+    }
+}
+
+#[test]
+fn an_impossible_story_is_told_as_one() {
+    let entry = |event| Entry::new(BEGAN, &event).unwrap();
+    let spec = Box::new(Spec::example("r1"));
+    let asked = entry(Event::Asked { spec, offers: vec![Offer::example("a")] });
+    let said = format!("{:#}", replay(&[asked, entry(Event::Fetched)]).unwrap_err());
+    assert_eq!(said, "entry 2 tells of something that cannot happen there: Fetched");
+    assert_eq!(replay(&[]).unwrap(), None);
+}
