@@ -362,6 +362,13 @@ pub enum OnDisk {
 }
 
 impl Part {
+    /// What comes after its byte `at` goes, and the next one comes there.
+    pub fn cut(&mut self, at: u64) -> Result<()> {
+        self.file.set_len(at)?;
+        self.file.seek(std::io::SeekFrom::Start(at))?;
+        Ok(())
+    }
+
     pub fn keep(mut self, exec: bool, owner: Option<(u32, u32)>, on_disk: OnDisk) -> Result<()> {
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::fchown(&self.file, Some(uid), Some(gid))?;
