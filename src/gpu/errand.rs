@@ -403,7 +403,9 @@ impl Job for Errand<'_> {
         self.hold(spec, machine, FETCHING, |wire| {
             // Asked before the list: what is there once the script has ended stays as it is.
             wire.tell(&Ask::Look)?;
-            let ended = matches!(wire.hear::<Look>()?.standing, Standing::Exited(_));
+            let standing = wire.hear::<Look>()?.standing;
+            // What was never started makes nothing more either.
+            let ended = matches!(standing, Standing::Exited(_) | Standing::Waiting);
             home.fetch(wire, ended, Instant::now() + TURN)
         })
         .context("bringing home what the run made")
