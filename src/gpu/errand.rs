@@ -3,7 +3,7 @@
 //! stopped.
 
 use super::{
-    agent::site::{Ask, Look, Making, Order, Secrets, Site, Standing},
+    agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
     job::{Exit, Hopeless, Job, Stand},
     provider::Machine,
@@ -215,11 +215,10 @@ impl<'a> Errand<'a> {
 
     /// What an earlier machine of this run had made, to go on from.
     fn send_results(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
-        let dir = self.given.results.join(spec.run.as_str()).join(dir_of(super::agent::site::Root::Out));
-        if Beneath::open(self.host, &dir)?.is_none() {
-            return Ok(());
-        }
-        let (dir, tree) = tree::data(self.host, &dir, &mut Known::new())?;
+        let Some(results) = Beneath::open(self.host, &self.given.results)? else { return Ok(()) };
+        let of_run = Rel::new(&format!("{}/{}", spec.run, dir_of(Root::Out)))?;
+        let Some(dir) = results.there(&of_run)? else { return Ok(()) };
+        let tree = tree::files(&dir, &mut Known::new())?;
         if !tree.0.is_empty() {
             wire.tell(&Ask::Out { hash: tree.hash() })?;
             let sent = tree::send(wire, &dir, &tree, Squeeze::No)?;

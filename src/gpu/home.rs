@@ -107,8 +107,6 @@ pub struct Home<'a> {
     journal: Journal<Landed>,
     memory: Memory,
     quota: Quota,
-    /// Whose the files are.
-    owner: Option<(u32, u32)>,
     /// What was offered at the last look.
     seen: HashMap<(Root, String), Stamp>,
     /// What there was no time for.
@@ -175,12 +173,14 @@ impl<'a> Home<'a> {
         owner: Option<(u32, u32)>,
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let dir = Beneath::make(host, dir)?;
+        // Others may write beside it: only the directory of all results is believed.
+        let (all, name) = dir.parent().zip(dir.file_name()).context("a run's results need a directory")?;
+        let dir = Beneath::make(host, all)?.inside(&Rel::new(&name.to_string_lossy())?, owner)?;
         let (journal, landed) = Journal::<Landed>::open(host, memory)?;
         let mut memory = Memory::default();
         landed.into_iter().for_each(|landed| memory.add(landed));
         dir.sweep()?;
-        Ok(Self { host, dir, journal, memory, quota, owner, seen: HashMap::new(), coming: None, say })
+        Ok(Self { host, dir, journal, memory, quota, seen: HashMap::new(), coming: None, say })
     }
 
     /// Bring home what is complete and not here, as much as there is time for. Whether that is everything: `ended` says
@@ -289,7 +289,7 @@ impl<'a> Home<'a> {
             }
         }
         let hash = hex(&coming.seen.finalize());
-        if let Err(error) = coming.part.keep(false, self.owner, OnDisk::Now) {
+        if let Err(error) = coming.part.keep(false, OnDisk::Now) {
             self.leave(root, there.as_str(), format!("{error:#}"))?;
             return Ok(true);
         }
@@ -337,7 +337,7 @@ impl<'a> Home<'a> {
                 text.extend(bytes);
                 text.truncate(usize::try_from(self.quota.book - ours)?);
                 // What came after the last note, by a crash between the two, comes again.
-                let mut file = self.dir.append(&name, ours, self.owner)?;
+                let mut file = self.dir.append(&name, ours)?;
                 file.write_all(&text).with_context(|| format!("writing {name}"))?;
                 file.sync_data()?;
                 let ours = ours + text.len() as u64;

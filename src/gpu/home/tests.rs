@@ -232,6 +232,14 @@ fn what_a_power_cut_left_of_a_file_is_gone_at_the_next_look() {
 }
 
 #[test]
+fn a_link_in_the_place_of_the_runs_own_directory_stops_everything() {
+    let story = Story::new();
+    std::fs::create_dir_all(story.root.path().join("results")).unwrap();
+    std::os::unix::fs::symlink("../else", story.root.path().join("results/r")).unwrap();
+    assert!(story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).is_err());
+}
+
+#[test]
 fn a_file_that_becomes_a_directory_harms_no_other() {
     let story = Story::new();
     story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
