@@ -15,7 +15,7 @@ use lab::{Disk, Machine, Manifest, Release, differences};
 use std::{collections::BTreeMap, time::Instant};
 
 /// Every unit that install has a hand in.
-const UNITS: [&str; 10] = [
+const UNITS: [&str; 11] = [
     "mlflow.service",
     "tensorboard.service",
     "dashboard.service",
@@ -24,6 +24,7 @@ const UNITS: [&str; 10] = [
     "echoes-data.service",
     "echoes-renew.timer",
     "echoes-renew-boot.timer",
+    "echoes-sweep.timer",
     "mnt-echoes_data.mount",
     "nginx.service",
 ];

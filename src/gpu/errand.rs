@@ -3,7 +3,7 @@
 //! stopped.
 
 use super::{
-    agent::site::{Ask, Look, Making, Order, Secrets, Site, Standing},
+    agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
     job::{Exit, Hopeless, Job, Stand},
     provider::Machine,
@@ -25,7 +25,7 @@ use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A dataset that came in parts is read through, over there, before it is gone on with.
@@ -33,6 +33,9 @@ const SENDING: Bounds =
     Bounds { silence: Duration::from_secs(20 * 60), whole: Duration::from_secs(24 * 3600) };
 /// The driver of a run has a deadline to keep: whoever answers slower than that is asked again later.
 const ASKING: Bounds = Bounds { silence: Duration::from_secs(60), whole: Duration::from_secs(1800) };
+/// What comes home comes in turns: whoever drives a run has other things to look after.
+const FETCHING: Bounds = Bounds { silence: Duration::from_secs(30), whole: Duration::from_secs(60) };
+const TURN: Duration = Duration::from_secs(25);
 /// From the polite request to end until a script is ended.
 const GRACE: u64 = 20;
 /// Somebody saves a file just then; not every time.
@@ -212,11 +215,10 @@ impl<'a> Errand<'a> {
 
     /// What an earlier machine of this run had made, to go on from.
     fn send_results(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
-        let dir = self.given.results.join(spec.run.as_str()).join(dir_of(super::agent::site::Root::Out));
-        if Beneath::open(self.host, &dir)?.is_none() {
-            return Ok(());
-        }
-        let (dir, tree) = tree::data(self.host, &dir, &mut Known::new())?;
+        let Some(results) = Beneath::open(self.host, &self.given.results)? else { return Ok(()) };
+        let of_run = Rel::new(&format!("{}/{}", spec.run, dir_of(Root::Out)))?;
+        let Some(dir) = results.there(&of_run)? else { return Ok(()) };
+        let tree = tree::files(&dir, &mut Known::new())?;
         if !tree.0.is_empty() {
             wire.tell(&Ask::Out { hash: tree.hash() })?;
             let sent = tree::send(wire, &dir, &tree, Squeeze::No)?;
@@ -397,11 +399,13 @@ impl Job for Errand<'_> {
             *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
         }
         let home = home.as_mut().context("there is no home")?;
-        self.hold(spec, machine, ASKING, |wire| {
+        self.hold(spec, machine, FETCHING, |wire| {
             // Asked before the list: what is there once the script has ended stays as it is.
             wire.tell(&Ask::Look)?;
-            let ended = matches!(wire.hear::<Look>()?.standing, Standing::Exited(_));
-            home.fetch(wire, ended)
+            let standing = wire.hear::<Look>()?.standing;
+            // What was never started makes nothing more either.
+            let ended = matches!(standing, Standing::Exited(_) | Standing::Waiting);
+            home.fetch(wire, ended, Instant::now() + TURN)
         })
         .context("bringing home what the run made")
     }

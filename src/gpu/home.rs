@@ -6,12 +6,12 @@
 use super::{
     agent::site::{Ask, Book, Offered, PAGE, Page, Root},
     tree::hex,
-    wire::{Wire, shown},
+    wire::{Wire, is_lost, shown},
 };
 use crate::{
     host::{
         Host,
-        beneath::{Beneath, OnDisk, Rel, Stamp},
+        beneath::{Beneath, OnDisk, Part, Rel, Stamp},
     },
     journal::Journal,
 };
@@ -22,6 +22,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io::{Read as _, Write as _},
     path::Path,
+    time::Instant,
 };
 
 /// How much is taken from one run.
@@ -43,6 +44,9 @@ impl Default for Quota {
         Self { files: 20_000, file: 64 << 30, all: 256 << 30, book: 256 << 20, free: 2 << 30 }
     }
 }
+
+/// A file comes in pieces, so that there is time for other things between them.
+const PIECE: u64 = 8 << 20;
 
 /// A file must have rested so long, by the clock of its own machine.
 const REST: u64 = 2000;
@@ -103,11 +107,50 @@ pub struct Home<'a> {
     journal: Journal<Landed>,
     memory: Memory,
     quota: Quota,
-    /// Whose the files are.
-    owner: Option<(u32, u32)>,
     /// What was offered at the last look.
     seen: HashMap<(Root, String), Stamp>,
+    /// What there was no time for.
+    coming: Option<Coming>,
     say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// A file, some pieces of which are here.
+struct Coming {
+    path: Rel,
+    stamp: Stamp,
+    part: Part,
+    seen: Sha256,
+    at: u64,
+}
+
+impl Coming {
+    fn new(path: &Rel, stamp: Stamp, part: Part) -> Self {
+        Self { path: path.clone(), stamp, part, seen: Sha256::new(), at: 0 }
+    }
+
+    /// The next piece; not, when the file is no longer what it was.
+    fn piece(&mut self, wire: &mut Wire, len: u64) -> Result<bool> {
+        if !wire.hear::<bool>()? {
+            return Ok(false);
+        }
+        let mut receiving = wire.receiving();
+        let (mut seen, mut piece, mut left) = (self.seen.clone(), Sha256::new(), len);
+        let mut bytes = vec![0; 128 << 10];
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            let n = receiving.read(&mut bytes[..most])?;
+            ensure!(n > 0, "it is shorter than was announced, by {left} bytes");
+            seen.update(&bytes[..n]);
+            piece.update(&bytes[..n]);
+            self.part.write_all(&bytes[..n]).context("writing it here")?;
+            left -= n as u64;
+        }
+        receiving.rest()?;
+        let Some(hash) = wire.hear::<Option<String>>()? else { return Ok(false) };
+        ensure!(hash == hex(&piece.finalize()), "it came as something else than was announced");
+        (self.seen, self.at) = (seen, self.at + len);
+        Ok(true)
+    }
 }
 
 /// What is to be done about an offer. Pure.
@@ -130,19 +173,26 @@ impl<'a> Home<'a> {
         owner: Option<(u32, u32)>,
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let dir = Beneath::make(host, dir)?;
+        // Others may write beside it: only the directory of all results is believed.
+        let (all, name) = dir.parent().zip(dir.file_name()).context("a run's results need a directory")?;
+        let dir = Beneath::make(host, all)?.inside(&Rel::new(&name.to_string_lossy())?, owner)?;
         let (journal, landed) = Journal::<Landed>::open(host, memory)?;
         let mut memory = Memory::default();
         landed.into_iter().for_each(|landed| memory.add(landed));
         dir.sweep()?;
-        Ok(Self { host, dir, journal, memory, quota, owner, seen: HashMap::new(), say })
+        Ok(Self { host, dir, journal, memory, quota, seen: HashMap::new(), coming: None, say })
     }
 
-    /// Bring home what is complete and not here. Whether that is everything: `ended` says that nothing more will come.
-    pub fn fetch(&mut self, wire: &mut Wire, ended: bool) -> Result<bool> {
+    /// Bring home what is complete and not here, as much as there is time for. Whether that is everything: `ended` says
+    /// that nothing more will come.
+    pub fn fetch(&mut self, wire: &mut Wire, ended: bool, until: Instant) -> Result<bool> {
+        // What people watch comes first, and a large file does not keep it waiting.
+        let mut whole = true;
+        for book in [Book::Log, Book::Samples] {
+            whole &= self.read_on(wire, book, until)?;
+        }
         wire.tell(&Ask::List)?;
         let offers: Vec<Offered> = wire.draw().context("hearing what there is to bring home")?;
-        let mut whole = true;
         let mut seen = HashMap::new();
         for (n, offer) in offers.into_iter().enumerate() {
             let key = (offer.root, offer.path.clone());
@@ -155,7 +205,10 @@ impl<'a> Home<'a> {
             match judgement {
                 Judgement::Here => {}
                 Judgement::Later => whole = false,
-                Judgement::Take(path) => whole &= self.take(wire, offer.root, path, offer.stamp)?,
+                Judgement::Take(_) if Instant::now() >= until => whole = false,
+                Judgement::Take(path) => {
+                    whole &= self.take(wire, offer.root, path, offer.stamp, until)?;
+                }
                 Judgement::Leave(why) => {
                     self.leave(offer.root, &offer.path, why)?;
                     if n >= self.quota.files {
@@ -166,9 +219,6 @@ impl<'a> Home<'a> {
             seen.insert(key, offer.stamp);
         }
         self.seen = seen;
-        for book in [Book::Log, Book::Samples] {
-            whole &= self.read_on(wire, book)?;
-        }
         Ok(whole && ended)
     }
 
@@ -202,36 +252,44 @@ impl<'a> Home<'a> {
         })
     }
 
-    /// Whether it came; not, when it changed meanwhile.
-    fn take(&mut self, wire: &mut Wire, root: Root, path: Rel, stamp: Stamp) -> Result<bool> {
+    /// Whether it came; not, when it changed meanwhile, or when there was no time for all of it.
+    fn take(&mut self, wire: &mut Wire, root: Root, path: Rel, stamp: Stamp, until: Instant) -> Result<bool> {
         let there = Rel::new(&path.as_str()[dir_of(root).len() + 1..])?;
-        let mut part = match self.dir.write(&path) {
-            Ok(part) => part,
+        let begun = self.coming.take().filter(|coming| coming.stamp == stamp && coming.path == path);
+        let mut coming = match begun
+            .map_or_else(|| self.dir.write(&path).map(|part| Coming::new(&path, stamp, part)), Ok)
+        {
+            Ok(coming) => coming,
             // What was a file over there has become a directory, or the other way round.
             Err(error) => {
                 self.leave(root, there.as_str(), format!("{error:#}"))?;
                 return Ok(true);
             }
         };
-        wire.tell(&Ask::Take { root, path: there.clone(), stamp })?;
-        if !wire.hear::<bool>()? {
-            return Ok(false);
+        loop {
+            if Instant::now() >= until {
+                self.coming = Some(coming);
+                return Ok(false);
+            }
+            let len = PIECE.min(stamp.len - coming.at);
+            let piece = wire
+                .tell(&Ask::Take { root, path: there.clone(), stamp, from: coming.at, len })
+                .and_then(|()| coming.piece(wire, len));
+            match piece {
+                Ok(true) if coming.at == stamp.len => break,
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => {
+                    // By another connection it goes on from the last piece that came whole.
+                    if is_lost(&error) && coming.part.cut(coming.at).is_ok() {
+                        self.coming = Some(coming);
+                    }
+                    return Err(error).with_context(|| format!("bringing home {path}"));
+                }
+            }
         }
-        let mut receiving = wire.receiving();
-        let (mut seen, mut left) = (Sha256::new(), stamp.len);
-        let mut bytes = vec![0; 128 << 10];
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-            let n = receiving.read(&mut bytes[..most]).with_context(|| format!("bringing home {path}"))?;
-            ensure!(n > 0, "{path} is shorter than was announced, by {left} bytes");
-            seen.update(&bytes[..n]);
-            part.write_all(&bytes[..n]).with_context(|| format!("writing {path}"))?;
-            left -= n as u64;
-        }
-        receiving.rest().with_context(|| format!("bringing home {path}"))?;
-        let Some(hash) = wire.hear::<Option<String>>()? else { return Ok(false) };
-        ensure!(hash == hex(&seen.finalize()), "{path} came as something else than was announced");
-        if let Err(error) = part.keep(false, self.owner, OnDisk::Now) {
+        let hash = hex(&coming.seen.finalize());
+        if let Err(error) = coming.part.keep(false, OnDisk::Now) {
             self.leave(root, there.as_str(), format!("{error:#}"))?;
             return Ok(true);
         }
@@ -251,7 +309,7 @@ impl<'a> Home<'a> {
     }
 
     /// Whether all that is written is here.
-    fn read_on(&mut self, wire: &mut Wire, book: Book) -> Result<bool> {
+    fn read_on(&mut self, wire: &mut Wire, book: Book, until: Instant) -> Result<bool> {
         let name = Rel::new(match book {
             Book::Log => "log.txt",
             Book::Samples => "samples.jsonl",
@@ -279,13 +337,13 @@ impl<'a> Home<'a> {
                 text.extend(bytes);
                 text.truncate(usize::try_from(self.quota.book - ours)?);
                 // What came after the last note, by a crash between the two, comes again.
-                let mut file = self.dir.append(&name, ours, self.owner)?;
+                let mut file = self.dir.append(&name, ours)?;
                 file.write_all(&text).with_context(|| format!("writing {name}"))?;
                 file.sync_data()?;
                 let ours = ours + text.len() as u64;
                 self.note(Landed::Book { book, theirs: page.to, ours })?;
             }
-            if page.last || len == 0 {
+            if page.last || len == 0 || Instant::now() >= until {
                 return Ok(page.last);
             }
         }

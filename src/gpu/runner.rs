@@ -9,7 +9,7 @@ use super::{
     job::{Exit, Hopeless, Job, Stand},
     provider::{Class, Provider, Refusal, Rent},
     runs::{self, Held},
-    state::{Event, Phase, State},
+    state::{Event, Outcome, Phase, State},
 };
 use crate::host::Host;
 use anyhow::{Error, Result};
@@ -239,6 +239,12 @@ impl Runner<'_> {
     }
 
     fn fetch(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        // A script that did not end by itself may run on, and nothing is complete while it does.
+        let by_itself = matches!(state.outcome, Some(Outcome::Exit(Exit::Code(_))));
+        if !by_itself && !mind.told_to_end {
+            let told = machine(state).and_then(|machine| self.job.stop(&state.spec, machine));
+            mind.told_to_end = told.is_ok();
+        }
         // Whatever comes later than this would be paid for as dearly as the training. Where a provider can keep the
         // disk without the machine, that is the place for it: before this event, which ends in giving back.
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);

@@ -194,10 +194,15 @@ pub type Known = HashMap<Rel, (Stamp, String)>;
 /// All of a dataset. `known` saves reading what was read before.
 pub fn data(host: &Host, path: &Path, known: &mut Known) -> Result<(Beneath, Tree)> {
     let dir = Beneath::open(host, path)?.with_context(|| format!("there is no {}", path.display()))?;
-    let found = dir.walk(MOST_DATA)?;
-    let tree = read(&dir, found, known)?;
-    known.retain(|path, _| tree.0.binary_search_by(|entry| entry.path.cmp(path)).is_ok());
+    let tree = files(&dir, known)?;
     Ok((dir, tree))
+}
+
+/// As `data`, of a directory that is open.
+pub fn files(dir: &Beneath, known: &mut Known) -> Result<Tree> {
+    let tree = read(dir, dir.walk(MOST_DATA)?, known)?;
+    known.retain(|path, _| tree.0.binary_search_by(|entry| entry.path.cmp(path)).is_ok());
+    Ok(tree)
 }
 
 fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {

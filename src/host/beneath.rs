@@ -9,7 +9,7 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
     sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
-    unistd::{UnlinkatFlags, symlinkat, syncfs, unlinkat},
+    unistd::{UnlinkatFlags, fchown, symlinkat, syncfs, unlinkat},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -134,6 +134,8 @@ pub struct Found {
 pub struct Beneath {
     root: OwnedFd,
     path: PathBuf,
+    /// Whose is what is made here; else, whoever makes it.
+    owner: Option<(u32, u32)>,
 }
 
 const DIR: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NOFOLLOW);
@@ -144,7 +146,7 @@ impl Beneath {
         let full = host.path(path);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match nix::fcntl::open(&full, flags, Mode::empty()) {
-            Ok(root) => Ok(Some(Self { root, path: path.into() })),
+            Ok(root) => Ok(Some(Self { root, path: path.into(), owner: None })),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(e).with_context(|| format!("opening {}", path.display())),
         }
@@ -154,6 +156,22 @@ impl Beneath {
     pub fn make(host: &Host, path: &Path) -> Result<Self> {
         host.make_dir(path)?;
         Self::open(host, path)?.with_context(|| format!("{} went away", path.display()))
+    }
+
+    /// A directory in here, made if need be, for things that are this user's from now on. It is never a link.
+    pub fn inside(mut self, rel: &Rel, owner: Option<(u32, u32)>) -> Result<Self> {
+        self.owner = owner;
+        let root = self.dir(Some(rel.as_str()), true).with_context(|| self.doing("opening", rel.as_str()))?;
+        Ok(Self { root, path: self.path.join(rel.as_str()), owner })
+    }
+
+    /// A directory in here, if it is there and no link.
+    pub fn there(&self, rel: &Rel) -> Result<Option<Self>> {
+        match self.dir(Some(rel.as_str()), false) {
+            Ok(root) => Ok(Some(Self { root, path: self.path.join(rel.as_str()), owner: self.owner })),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(None),
+            Err(e) => Err(e).with_context(|| self.doing("opening", rel.as_str())),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -170,11 +188,16 @@ impl Beneath {
         for name in below.into_iter().flat_map(|path| path.split('/')) {
             at = match openat(&at, name, DIR, Mode::empty()) {
                 Err(Errno::ENOENT) if made => {
-                    match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
-                        Ok(()) | Err(Errno::EEXIST) => {}
+                    let fresh = match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
+                        Ok(()) => true,
+                        Err(Errno::EEXIST) => false,
                         Err(e) => return Err(e),
+                    };
+                    let dir = openat(&at, name, DIR, Mode::empty())?;
+                    if fresh && let Some((uid, gid)) = self.owner {
+                        fchown(&dir, Some(uid.into()), Some(gid.into()))?;
                     }
-                    openat(&at, name, DIR, Mode::empty())?
+                    dir
                 }
                 dir => dir?,
             };
@@ -225,22 +248,24 @@ impl Beneath {
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file = openat(&dir, temp.as_str(), flags, Mode::from_bits_truncate(0o600))?;
-            Ok(Part { dir, temp, name: name.into(), file: file.into(), kept: false })
+            Ok(Part { dir, temp, name: name.into(), file: file.into(), owner: self.owner, kept: false })
         };
         begin().with_context(|| self.doing("writing", rel.as_str()))
     }
 
     /// To be written on from its byte `at`; whatever came after that goes.
-    pub fn append(&self, rel: &Rel, at: u64, owner: Option<(u32, u32)>) -> Result<File> {
+    pub fn append(&self, rel: &Rel, at: u64) -> Result<File> {
         let (dir, name) = rel.split();
         let open = || -> Result<File> {
             let dir = self.dir(dir, true)?;
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
             let mut file = File::from(openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?);
-            ensure!(file.metadata()?.is_file(), "it is no file");
-            if let Some((uid, gid)) = owner {
-                std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+            let stat = fstat(&file)?;
+            // A second name would make another's file this user's.
+            ensure!(is(&stat, SFlag::S_IFREG) && stat.st_nlink == 1, "it is no file of its own");
+            if let Some((uid, gid)) = self.owner {
+                fchown(&file, Some(uid.into()), Some(gid.into()))?;
             }
             file.set_len(at)?;
             file.seek(std::io::SeekFrom::End(0))?;
@@ -350,6 +375,7 @@ pub struct Part {
     temp: String,
     name: String,
     file: File,
+    owner: Option<(u32, u32)>,
     kept: bool,
 }
 
@@ -362,9 +388,16 @@ pub enum OnDisk {
 }
 
 impl Part {
-    pub fn keep(mut self, exec: bool, owner: Option<(u32, u32)>, on_disk: OnDisk) -> Result<()> {
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::fchown(&self.file, Some(uid), Some(gid))?;
+    /// What comes after its byte `at` goes, and the next one comes there.
+    pub fn cut(&mut self, at: u64) -> Result<()> {
+        self.file.set_len(at)?;
+        self.file.seek(std::io::SeekFrom::Start(at))?;
+        Ok(())
+    }
+
+    pub fn keep(mut self, exec: bool, on_disk: OnDisk) -> Result<()> {
+        if let Some((uid, gid)) = self.owner {
+            fchown(&self.file, Some(uid.into()), Some(gid.into()))?;
         }
         fchmod(&self.file, mode(exec))?;
         if on_disk == OnDisk::Now {
@@ -560,18 +593,28 @@ mod tests {
         assert!(beneath.read(&rel("way/secret")).unwrap().is_none());
         assert!(beneath.read(&rel("file")).unwrap().is_none());
         assert!(beneath.write(&rel("way/new")).is_err());
-        assert!(beneath.append(&rel("way/secret"), 0, None).is_err());
-        assert!(beneath.append(&rel("file"), 0, None).is_err());
+        assert!(beneath.append(&rel("way/secret"), 0).is_err());
+        assert!(beneath.append(&rel("file"), 0).is_err());
         assert!(beneath.link(&rel("way/x"), "y").is_err());
         // A link in the place of a file is replaced, not followed.
         let mut part = beneath.write(&rel("file")).unwrap();
         part.write_all(b"ours").unwrap();
-        part.keep(false, None, OnDisk::Now).unwrap();
+        part.keep(false, OnDisk::Now).unwrap();
         assert_eq!(fs::read(dir.path().join("ours/file")).unwrap(), b"ours");
         assert_eq!(beneath.prune(&HashSet::new()).unwrap(), 2);
         assert_eq!(fs::read(dir.path().join("else/secret")).unwrap(), b"secret");
         assert_eq!(fs::read_dir(dir.path().join("ours")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(dir.path().join("else")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_name_of_somebody_elses_file_is_not_written_to() {
+        let (dir, beneath) = world();
+        fs::hard_link(dir.path().join("else/secret"), dir.path().join("ours/log")).unwrap();
+        assert!(beneath.append(&rel("log"), 0).is_err());
+        assert_eq!(fs::read(dir.path().join("else/secret")).unwrap(), b"secret");
+        let error = beneath.inside(&rel("way"), None).unwrap_err();
+        assert!(format!("{error:#}").contains("opening"), "{error:#}");
     }
 
     #[test]
@@ -581,7 +624,7 @@ mod tests {
         part.write_all(b"x").unwrap();
         fs::rename(dir.path().join("ours/d/e"), dir.path().join("ours/moved")).unwrap();
         symlink("../../else", dir.path().join("ours/d/e")).unwrap();
-        part.keep(false, None, OnDisk::Now).unwrap();
+        part.keep(false, OnDisk::Now).unwrap();
         assert_eq!(fs::read(dir.path().join("ours/moved/f")).unwrap(), b"x");
         assert_eq!(fs::read_dir(dir.path().join("else")).unwrap().count(), 1);
     }
@@ -592,7 +635,7 @@ mod tests {
         nix::unistd::mkfifo(&dir.path().join("ours/pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         assert!(beneath.read(&rel("pipe")).unwrap().is_none());
         assert!(beneath.read(&rel("none")).unwrap().is_none());
-        assert!(beneath.append(&rel("pipe"), 0, None).is_err());
+        assert!(beneath.append(&rel("pipe"), 0).is_err());
         let kinds: Vec<_> = beneath.walk(9).unwrap().into_iter().map(|found| found.kind).collect();
         assert_eq!(kinds, [Kind::Link("../else/secret".into()), Kind::Other, Kind::Link("../else".into())]);
         assert!(beneath.walk(2).is_err(), "an endless directory ends");

@@ -42,6 +42,12 @@ if [ ${#missing[@]} != 0 ]; then
     "${apt[@]}" update
     # Ubuntu has no package of it; without it, what would look at pages says that it is skipped.
     if [ "$1" = test ] && apt-cache policy chromium | grep -q 'Candidate: [0-9]'; then missing+=(chromium); fi
+    case " ${missing[*]} " in
+    *" openssh-server "*)
+        # Debian's own sign that sshd shall not run by itself: tests start one of their own, on loopback.
+        "${root[@]}" install -D -m 644 /dev/null /etc/ssh/sshd_not_to_be_run
+        ;;
+    esac
     "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
 fi
 

@@ -14,7 +14,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -62,19 +62,28 @@ fn is_in(path: &Rel, dir: &Rel) -> bool {
     path.as_str().strip_prefix(dir.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-pub fn take(host: &Host, site: &Site, wire: &mut Wire, root: Root, path: &Rel, stamp: Stamp) -> Result<()> {
+/// A piece of a file, that begins there and is so long.
+pub fn take(
+    host: &Host,
+    site: &Site,
+    wire: &mut Wire,
+    root: Root,
+    path: &Rel,
+    (stamp, from, len): (Stamp, u64, u64),
+) -> Result<()> {
     let file = match dir(host, site, root)? {
         Some(dir) => dir.read(path)?,
         None => None,
     };
-    let Some((file, _)) = file.filter(|(_, now)| *now == stamp) else { return wire.tell(&false) };
+    let Some((mut file, _)) = file.filter(|(_, now)| *now == stamp) else { return wire.tell(&false) };
+    file.seek(SeekFrom::Start(from)).with_context(|| format!("reading {path}"))?;
     wire.tell(&true)?;
     let mut sending = wire.sending();
-    let (mut hash, mut left) = (Sha256::new(), stamp.len);
+    let (mut hash, mut left) = (Sha256::new(), len);
     let mut bytes = vec![0; 128 << 10];
-    let mut file = file.take(stamp.len);
+    let mut piece = file.take(len);
     while left > 0 {
-        let n = match file.read(&mut bytes).with_context(|| format!("reading {path}"))? {
+        let n = match piece.read(&mut bytes).with_context(|| format!("reading {path}"))? {
             // Shorter than it was. What was announced is sent all the same, so that both sides stay in step.
             0 => {
                 let fill = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
@@ -88,7 +97,7 @@ pub fn take(host: &Host, site: &Site, wire: &mut Wire, root: Root, path: &Rel, s
         left -= n as u64;
     }
     sending.end()?;
-    let same = Beneath::stamp(file.get_ref())? == stamp;
+    let same = Beneath::stamp(piece.get_ref())? == stamp;
     wire.tell(&same.then(|| hex(&hash.finalize())))
 }
 

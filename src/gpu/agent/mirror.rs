@@ -107,7 +107,7 @@ fn contents(into: &Beneath, tree: &Tree, lacks: &[usize], from: &mut impl Read) 
             left -= n as u64;
         }
         ensure!(tree::hex(&seen.finalize()) == *hash, "{} came as something else", entry.path);
-        part.keep(*exec, None, OnDisk::Later)?;
+        part.keep(*exec, OnDisk::Later)?;
         all += len;
     }
     Ok(all)

@@ -133,7 +133,9 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
             wire.tell(&())
         }
         Ask::List => wire.pour(&give::list(host, site)?),
-        Ask::Take { root, path, stamp } => give::take(host, site, wire, root, &path, stamp),
+        Ask::Take { root, path, stamp, from, len } => {
+            give::take(host, site, wire, root, &path, (stamp, from, len))
+        }
         Ask::Book { book, from } => give::page(host, site, wire, book, from),
     }
 }

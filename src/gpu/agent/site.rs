@@ -191,9 +191,9 @@ pub enum Ask {
     Stop(Exit),
     /// Answer: all that could come home, poured, as `Vec<Offered>`.
     List,
-    /// Answer: whether that is still there, as `bool`; then exactly as many bytes, and their hash as `Option<String>`:
-    /// none when they changed meanwhile.
-    Take { root: Root, path: Rel, stamp: Stamp },
+    /// Answer: whether that is still there, as `bool`; then exactly as many bytes from there on, and their hash as
+    /// `Option<String>`: none when the file changed meanwhile.
+    Take { root: Root, path: Rel, stamp: Stamp, from: u64, len: u64 },
     /// Answer: `Page`, and its bytes.
     Book { book: Book, from: u64 },
 }

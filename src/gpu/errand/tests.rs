@@ -51,6 +51,7 @@ struct World {
     spec: Spec,
     machine: Machine,
     user: Option<String>,
+    owner: Option<(u32, u32)>,
     program: PathBuf,
 }
 
@@ -88,6 +89,7 @@ impl World {
             spec,
             machine,
             user: None,
+            owner: None,
             program: program(),
             root,
         }
@@ -114,7 +116,7 @@ impl World {
             data: self.at("data"),
             placed: None,
             results: self.at("results"),
-            owner: None,
+            owner: self.owner,
             memory: self.at("memory"),
             env: vec![("MLFLOW_TRACKING_URI".into(), "https://hq".into())],
             secrets: vec![("KEY".into(), "s3cr3t".into())],
@@ -257,10 +259,20 @@ fn a_script_of_another_user_is_that_users_in_everything() {
     let log = world.here("log.txt");
     assert!(log.starts_with("nobody\n") && log.contains("refused"), "{log}");
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
-    let meta = |name: &str| world.at(name).metadata().unwrap();
+    let root = world.root.path().to_owned();
+    let meta = |name: &str| root.join(name).metadata().unwrap();
     assert_eq!(meta("machine/runs/r1/out/x").uid(), nobody);
     assert_eq!(meta("machine/runs/r1").mode() & 0o777, 0o700);
-    assert_eq!(meta("results/r1/out/x").uid(), 0, "what is at home is not the script's to change");
+    assert_eq!(meta("results/r1/out/x").uid(), 0);
+    // Whose they are at home is said by whoever asks.
+    world.owner = Some((nobody, nobody));
+    fs::remove_dir_all(world.at("results")).unwrap();
+    fs::remove_dir_all(world.at("memory")).unwrap();
+    assert!(world.fetched());
+    for name in ["results/r1", "results/r1/out", "results/r1/out/x", "results/r1/log.txt"] {
+        assert_eq!(meta(name).uid(), nobody, "{name}");
+    }
+    assert_eq!(meta("results").uid(), 0);
     let mut other = World::new("true");
     other.machine.home = world.machine.home.clone();
     other.user = Some("daemon".into());

@@ -5,7 +5,10 @@
 
 use super::*;
 use crate::{gpu::wire::tests::pair, host::System};
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 /// What a machine says when it is asked.
 type Answering = Box<dyn FnMut(Ask, &mut Wire) -> Result<()> + Send>;
@@ -13,6 +16,7 @@ type Answering = Box<dyn FnMut(Ask, &mut Wire) -> Result<()> + Send>;
 struct Story {
     root: tempfile::TempDir,
     quota: Quota,
+    turn: Duration,
     said: Arc<Mutex<Vec<String>>>,
 }
 
@@ -21,7 +25,12 @@ impl Story {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(root.path().join("else")).unwrap();
         std::fs::write(root.path().join("else/kept"), "kept").unwrap();
-        Self { root, quota: Quota { free: 0, ..Quota::default() }, said: Arc::default() }
+        Self {
+            root,
+            quota: Quota { free: 0, ..Quota::default() },
+            turn: Duration::from_secs(60),
+            said: Arc::default(),
+        }
     }
 
     /// One look, or several over one connection each, with what this machine answers.
@@ -39,12 +48,14 @@ impl Story {
             let machine = std::thread::spawn(move || {
                 while let Ok(Some(ask)) = agent.hear_if_any::<Ask>() {
                     if let Err(error) = answering.lock().unwrap()(ask, &mut agent) {
-                        agent.break_off(&error);
+                        if !is_lost(&error) {
+                            agent.break_off(&error);
+                        }
                         break;
                     }
                 }
             });
-            whole = home.fetch(&mut hq, *ended);
+            whole = home.fetch(&mut hq, *ended, Instant::now() + self.turn);
             drop(hq);
             machine.join().unwrap();
         }
@@ -75,10 +86,11 @@ fn offered(path: &str, len: u64) -> Offered {
 fn giving(offers: Vec<Offered>, contents: &'static [u8]) -> Answering {
     Box::new(move |ask, wire| match ask {
         Ask::List => wire.pour(&offers),
-        Ask::Take { .. } => {
+        Ask::Take { from, len, .. } => {
+            let piece = &contents[from as usize..(from + len) as usize];
             wire.tell(&true)?;
-            give(wire, contents)?;
-            wire.tell(&Some(hex(&Sha256::digest(contents))))
+            give(wire, piece)?;
+            wire.tell(&Some(hex(&Sha256::digest(piece))))
         }
         other => no_books(&other, wire),
     })
@@ -114,6 +126,41 @@ fn a_file_comes_home_once_it_rests_and_once_only() {
     assert_eq!(story.here().len(), 1, "it was written a moment ago");
     assert!(story.fetch(&[true], giving(vec![young], b"best")).unwrap());
     assert_eq!(story.here().len(), 2, "nobody writes on once the script has ended");
+}
+
+#[test]
+fn a_large_file_comes_in_turns_and_a_broken_connection_costs_one_piece() {
+    let contents: &[u8] = vec![7; 3 * PIECE as usize + 5].leak();
+    let mut story = Story::new();
+    let large = offered("large", contents.len() as u64);
+    // Each look has time for nothing more than what is under way.
+    story.turn = Duration::ZERO;
+    assert!(!story.fetch(&[true, true], giving(vec![large.clone()], contents)).unwrap());
+    assert_eq!(story.here(), []);
+    story.turn = Duration::from_secs(60);
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (noted, offers) = (Arc::clone(&asked), vec![large]);
+    let breaking: Answering = Box::new(move |ask, wire| match ask {
+        Ask::List => wire.pour(&offers),
+        Ask::Take { from, len, .. } => {
+            noted.lock().unwrap().push(from / PIECE);
+            wire.tell(&true)?;
+            let piece = &contents[from as usize..(from + len) as usize];
+            if noted.lock().unwrap().len() == 3 {
+                // In the middle of the third piece, without a word.
+                let mut sending = wire.sending();
+                sending.write_all(&piece[..1 << 20])?;
+                return Err(anyhow::Error::new(std::io::Error::from(std::io::ErrorKind::BrokenPipe)));
+            }
+            give(wire, piece)?;
+            wire.tell(&Some(hex(&Sha256::digest(piece))))
+        }
+        other => no_books(&other, wire),
+    });
+    assert!(story.fetch(&[true, true], breaking).unwrap());
+    assert_eq!(*asked.lock().unwrap(), [0, 1, 2, 2, 3]);
+    let here = std::fs::read(story.root.path().join("results/r/out/large")).unwrap();
+    assert!(here == contents);
 }
 
 #[test]
@@ -182,6 +229,14 @@ fn what_a_power_cut_left_of_a_file_is_gone_at_the_next_look() {
     std::fs::write(out.join(".echoes-part-0123"), "half").unwrap();
     story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).unwrap();
     assert_eq!(story.here(), [("out/a".into(), 1)]);
+}
+
+#[test]
+fn a_link_in_the_place_of_the_runs_own_directory_stops_everything() {
+    let story = Story::new();
+    std::fs::create_dir_all(story.root.path().join("results")).unwrap();
+    std::os::unix::fs::symlink("../else", story.root.path().join("results/r")).unwrap();
+    assert!(story.fetch(&[true], giving(vec![offered("a", 1)], b"x")).is_err());
 }
 
 #[test]
@@ -265,7 +320,10 @@ fn an_endless_list_of_bad_names_fills_neither_disk_nor_screen() {
 #[test]
 fn a_list_without_end_is_left() {
     let story = Story::new();
-    let endless: Answering = Box::new(|_, wire| {
+    let endless: Answering = Box::new(|ask, wire| {
+        if !matches!(ask, Ask::List) {
+            return no_books(&ask, wire);
+        }
         let mut sending = wire.sending();
         let mut small = flate2::write::DeflateEncoder::new(&mut sending, flate2::Compression::fast());
         let _ = small.write_all(b"[");

@@ -5,6 +5,7 @@ use super::{Class, Machine, Offer, Provider, Refusal, Rent, Rented, local};
 use crate::{
     config,
     gpu::{
+        runs,
         spec::{RunId, Spec},
         target::{Ssh, Target},
     },
@@ -103,6 +104,11 @@ impl Provider for Owned<'_> {
     }
 
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
+        // A machine that never let us in, and never may, has nothing of ours.
+        let state = runs::state(self.host, run)?;
+        if state.is_some_and(|state| state.rentals.iter().all(|rental| rental.came.is_none())) {
+            return Ok(Vec::new());
+        }
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;
         let said = self.answer(GIVE_BACK, &[run.as_str(), home, local::MARK])?;

@@ -7,7 +7,7 @@ use crate::{
         job::Exit,
         provider::{Machine, Offer, Rented},
         spec::{RunId, Spec, Spot},
-        state::{Outcome, State},
+        state::State,
         target::Target,
     },
     host::System,
@@ -37,6 +37,8 @@ enum Story {
     Evicted,
     /// A person stops it while the script runs.
     Stopped,
+    /// A person stops it in the moment in which it starts.
+    StoppedAtStart,
     /// It is stopped before anything was done.
     StoppedAtOnce,
 }
@@ -196,6 +198,9 @@ impl Job for World {
                 if machine.started.is_none() {
                     machine.started = Some(self.now.get());
                     self.starts.set(self.starts.get() + 1);
+                    if self.story == Story::StoppedAtStart {
+                        runs::ask_to_stop(&self.host, &run())?;
+                    }
                 }
                 Ok(())
             })
@@ -324,7 +329,7 @@ fn moments(story: Story) -> u32 {
     check(&world, &state, "nothing went wrong");
     let expected = match story {
         Story::Plain | Story::Refused | Story::Evicted => Outcome::Exit(Exit::Code(CODE)),
-        Story::Stopped | Story::StoppedAtOnce => Outcome::Exit(Exit::Stopped),
+        Story::Stopped | Story::StoppedAtStart | Story::StoppedAtOnce => Outcome::Exit(Exit::Stopped),
     };
     assert_eq!((state.outcome, state.unfetched), (Some(expected), None), "{story:?}");
     let tried = if matches!(story, Story::Refused | Story::Evicted) { 2 } else { 1 };
@@ -339,7 +344,14 @@ fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() 
     std::panic::set_hook(Box::new(|_| {}));
     let outcome = catch_unwind(|| {
         let mut tried = 0;
-        let stories = [Story::Plain, Story::Refused, Story::Evicted, Story::Stopped, Story::StoppedAtOnce];
+        let stories = [
+            Story::Plain,
+            Story::Refused,
+            Story::Evicted,
+            Story::Stopped,
+            Story::StoppedAtStart,
+            Story::StoppedAtOnce,
+        ];
         for story in stories {
             let all = moments(story);
             for die_at in (0..all).map(Some).chain([None]) {
@@ -356,6 +368,12 @@ fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() 
                             &world,
                             &state,
                             &format!("{story:?}, die {die_at:?}, fail {fail_at:?} {fails:?}"),
+                        );
+                        // Dying costs a little; only what fails costs more.
+                        let took = world.now.get() - BEGAN;
+                        assert!(
+                            fail_at.is_some() || took < time::Duration::minutes(2),
+                            "{story:?}, die {die_at:?}: {took}"
                         );
                         tried += 1;
                     }
