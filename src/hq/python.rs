@@ -620,9 +620,12 @@ fn parse(text: &str) -> Option<Version> {
 }
 
 /// With an ordinary umask, whatever root's is, and without what another Python left in the environment. It does not
-/// outlive us: the next run would find it at work in the directory that it wipes and builds again.
+/// outlive us, and where PID namespaces may be made, neither does what it starts (venv runs pip as a child's child): the
+/// next run would find them at work in the directory that it wipes and builds again.
 fn plain<'a>(program: &str, args: impl IntoIterator<Item = &'a str>) -> Cmd {
-    let script = "umask 022; unset PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX; exec setpriv --pdeathsig KILL \"$@\"";
+    let script = "umask 022; unset PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX; \
+                  alone='unshare --pid --fork --kill-child=KILL'; $alone true 2> /dev/null || alone=; \
+                  exec setpriv --pdeathsig KILL $alone \"$@\"";
     let shell = ["-c", script, "sh", program].map(str::to_owned);
     Cmd::new("/bin/sh", shell.into_iter().chain(args.into_iter().map(str::to_owned)))
 }
