@@ -24,8 +24,12 @@ const NOTED: &str = "fdatasync";
 const NOT_NOTED: &str = "write";
 
 /// What two installations of the same differ in, beyond what an uninstall leaves.
-const OF_ITS_OWN: [(&str, &str); 5] = [
+const OF_ITS_OWN: [(&str, &str); 6] = [
     ("/opt/echoes-appliance/*.pyc", "names the time at which its source was unpacked"),
+    (
+        "/usr/lib/python3*.pyc",
+        "compiled by the distribution's packages, and Python 3.9 does not do it alike twice",
+    ),
     ("/var/www/docs/site/index.html", "names the time at which it was built"),
     ("/etc/nginx/.htpasswd", "a password of its own"),
     ("/var/lib/echoes-appliance/tls/", "keys and certificates of its own"),
