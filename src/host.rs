@@ -11,13 +11,12 @@ pub mod beneath;
 pub mod process;
 
 use anyhow::{Context as _, Result, bail};
-use sha2::Digest as _;
 use std::{
     fmt, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
 };
 
 pub struct Host {
@@ -108,7 +107,7 @@ impl Host {
     /// The SHA-256 of this very program, in hexadecimal.
     pub fn own_hash() -> Result<String> {
         let own = fs::read("/proc/self/exe").context("reading this program")?;
-        Ok(sha2::Sha256::digest(own).iter().map(|b| format!("{b:02x}")).collect())
+        Ok(crate::hash::sha256(own))
     }
 
     /// Copy this very program to `path`, executable by all.
@@ -464,16 +463,23 @@ impl System {
     }
 }
 
+/// The command as the system takes it: in the C locale, and on three pipes.
+fn piped(cmd: &Cmd) -> Command {
+    let mut command = Command::new(&cmd.program);
+    command.args(&cmd.args).env("LC_ALL", "C.UTF-8").envs(cmd.env.iter().map(|(k, v)| (k, v)));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// As a shell says it: 128 + n when ended by signal n.
+fn code(status: ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt as _;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
+}
+
 impl Exec for System {
     fn exec(&self, cmd: &Cmd, say: &mut dyn FnMut(&str)) -> Result<Output> {
-        let mut child = Command::new(&cmd.program)
-            .args(&cmd.args)
-            .env("LC_ALL", "C.UTF-8")
-            .envs(cmd.env.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = piped(cmd).spawn()?;
         let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let input = cmd.stdin.clone();
         let feed = std::thread::spawn(move || {
@@ -496,10 +502,7 @@ impl Exec for System {
         }
         let status = child.wait()?;
         let _ = feed.join();
-        out.code = status.code().unwrap_or_else(|| {
-            use std::os::unix::process::ExitStatusExt as _;
-            128 + status.signal().unwrap_or_default()
-        });
+        out.code = code(status);
         Ok(out)
     }
 }

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod gpu;
+mod hash;
 mod host;
 mod hq;
 mod journal;

@@ -3,6 +3,7 @@
 use super::{config::Settings, machine_in, need_root, renew};
 use crate::{
     config::{self, Setting},
+    hash::sha256,
     host::Host,
     hq::{
         certificate::{Standing, stands},
@@ -10,7 +11,7 @@ use crate::{
         plan::{Done, Sweep, Take, Work, look, refuse_foreign},
         probe, python,
         receipt::{Book, Entry},
-        resource::{Resource, Seen, hash, missing_dirs},
+        resource::{Resource, Seen, missing_dirs},
         service::Service,
         survey::Survey,
         users,
@@ -128,7 +129,7 @@ fn remember(host: &Host, settings: &Settings, survey: &Survey, book: &Book) -> R
         let mode = host.meta(path)?.map_or(0o640, |meta| meta.mode);
         if old.is_none() || book.receipt().files.contains_key(path) {
             let dirs = missing_dirs(host, path)?;
-            book.note(Entry::Wrote { path: path.into(), hash: hash(text.as_bytes()), dirs })?;
+            book.note(Entry::Wrote { path: path.into(), hash: sha256(text.as_bytes()), dirs })?;
         }
         host.write(path, mode, text.as_bytes())?;
     }

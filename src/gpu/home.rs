@@ -5,10 +5,10 @@
 
 use super::{
     agent::site::{Ask, Book, Offered, PAGE, Page, Root},
-    tree::hex,
     wire::{Wire, is_lost, shown},
 };
 use crate::{
+    hash::hex,
     host::{
         Host,
         beneath::{Beneath, OnDisk, Part, Rel, Stamp},

@@ -4,6 +4,7 @@
 
 use super::wire::Wire;
 use crate::{
+    hash::hex,
     host::{
         Cmd, Host, Kind,
         beneath::{Beneath, Found, Rel, Stamp, stays_inside},
@@ -58,10 +59,6 @@ impl Tree {
             })
             .sum()
     }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Of a whole reader; and how many bytes there were.

@@ -1,7 +1,7 @@
 //! Processes that are more than a question and an answer: one that is spoken with, one that is listened to while it
 //! works, one that goes on without us, and the one that we become.
 
-use super::{Cmd, Host};
+use super::{Cmd, Host, code, piped};
 use anyhow::{Context as _, Result};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -65,11 +65,6 @@ impl Drop for Pipe {
     }
 }
 
-fn code(status: std::process::ExitStatus) -> i32 {
-    use std::os::unix::process::ExitStatusExt as _;
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default())
-}
-
 /// The last of what somebody says without end.
 const TAIL: usize = 4096;
 
@@ -77,15 +72,7 @@ impl Host {
     /// Start it, to be spoken with: what it says, and what it is told.
     pub fn pipe(&self, cmd: &Cmd, bounds: Bounds) -> Result<(Pipe, Ear, Mouth)> {
         let doing = || format!("starting `{cmd}`");
-        let mut child = Command::new(&cmd.program)
-            .args(&cmd.args)
-            .env("LC_ALL", "C.UTF-8")
-            .envs(cmd.env.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(doing)?;
+        let mut child = piped(cmd).spawn().with_context(doing)?;
         let said: Arc<Mutex<Vec<u8>>> = Arc::default();
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
         if let Some(mut stderr) = child.stderr.take() {

@@ -28,7 +28,6 @@ use crate::{
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::{
     cell::RefCell,
     collections::BTreeSet,
@@ -341,13 +340,13 @@ impl Desk<'_> {
 
     /// What production refused is tried where a refusal costs nothing.
     fn rehearse(&self, wish: &Wish) -> Result<(), Failure> {
-        let staging = self.staging().map_err(|e| Failure::here("rehearsing", format!("{e:#}")))?;
+        let staging = self.staging().map_err(|e| Failure::here("rehearsing", e))?;
         let Some(staging) = staging else { return Ok(()) };
         let wish = Wish { id: format!("{}.staging", wish.id), replaces: None, ..wish.clone() };
         let rehearsed = staging.order(self.host, &wish, &|| Ok(()));
         let forgotten = acme::forget(self.host, &wish.id);
         rehearsed?;
-        forgotten.map_err(|e| Failure::here("rehearsing", format!("{e:#}")))
+        forgotten.map_err(|e| Failure::here("rehearsing", e))
     }
 
     fn outcome(&self, failure: &Failure, at: renewal::Ca) -> renewal::Failure {
@@ -621,8 +620,7 @@ enum Pursued {
 
 /// Each authority has its own limits, so each has its own memory.
 fn state_path(ca: &Ca, ticket: &Ticket) -> PathBuf {
-    let hash: String = Sha256::digest(&ca.directory).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    Path::new(acme::DIR).join("schedule").join(format!("{}.{hash}.json", ticket.id))
+    Path::new(acme::DIR).join("schedule").join(format!("{}.{}.json", ticket.id, acme::mark(&ca.directory)))
 }
 
 fn record_path(ticket: &Ticket) -> PathBuf {

@@ -4,10 +4,11 @@
 use super::{
     plan::Change,
     receipt::{Book, Entry, Receipt},
-    resource::{Resource, Unit, hash, last_words},
+    resource::{Resource, Unit, last_words},
     undo::{Fate, Undo},
 };
 use crate::{
+    hash::sha256,
     host::{Cmd, Host, Kind, System},
     patience::Patience,
     ui::{Try as _, Ui},
@@ -278,7 +279,11 @@ fn put_back(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
                     let bytes = before.read(&was)?.unwrap_or_default();
                     // One that was to go was ours; one that somebody edited stays what it is, edited.
                     if !book.receipt().files.contains_key(&path) {
-                        book.note(Entry::Wrote { path: path.clone(), hash: hash(&bytes), dirs: Vec::new() })?;
+                        book.note(Entry::Wrote {
+                            path: path.clone(),
+                            hash: sha256(&bytes),
+                            dirs: Vec::new(),
+                        })?;
                     }
                     host.write_owned(&path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;
                 }

@@ -6,11 +6,12 @@
 //! switches; the old one goes only when `sweep` is called. This file refuses to install anything whose hash
 //! is not in the lock, and to build anything from source: that would run a stranger's code as root.
 
-use crate::host::{Cmd, Host, Kind, Meta};
+use crate::{
+    hash::sha256,
+    host::{Cmd, Host, Kind, Meta},
+};
 use anyhow::{Context as _, Result, bail, ensure};
-use sha2::{Digest as _, Sha256};
 use std::{
-    fmt::Write as _,
     num::NonZero,
     path::{Path, PathBuf},
 };
@@ -172,7 +173,7 @@ fn look_inside(host: &Host, lock: &Lock) -> Result<Seen> {
     let Some(marker) = marker(host, &dir)? else {
         return Ok(Seen::Wrong(format!("{} is incomplete", dir.display())));
     };
-    if marker.lock != digest(lock.text) {
+    if marker.lock != sha256(lock.text) {
         return Ok(Seen::Wrong("made from other requirements than this version's".into()));
     }
     let python = dir.join("bin/python");
@@ -284,7 +285,7 @@ pub fn sweep(host: &Host) -> Result<Vec<PathBuf>> {
     let uv = host.list(&envs)?.into_iter().filter(|name| name.starts_with("uv-")).map(|name| envs.join(name));
     for dir in uv {
         if let Some(marker) = marker(host, &dir)?
-            && marker.lock == digest(UV.text)
+            && marker.lock == sha256(UV.text)
             && is_complete(host, &UV, &Env { dir: dir.clone(), python: marker.python })?
         {
             kept.push(dir);
@@ -546,13 +547,13 @@ fn build(host: &Host, lock: &Lock, env: &Env, fill: impl FnOnce(&Host) -> Result
     // The marker must not reach the disk before what it vouches for.
     host.run(&Cmd::new("sync", ["--file-system", &*env.dir.to_string_lossy()]))?;
     let (major, minor) = env.python;
-    let text = format!("lock {}\npython {major}.{minor}\n", digest(lock.text));
+    let text = format!("lock {}\npython {major}.{minor}\n", sha256(lock.text));
     host.write(&env.dir.join(MARKER), 0o644, text.as_bytes())
 }
 
 fn is_complete(host: &Host, lock: &Lock, env: &Env) -> Result<bool> {
     let whole = marker(host, &env.dir)?
-        .is_some_and(|marker| marker.lock == digest(lock.text) && marker.python == env.python);
+        .is_some_and(|marker| marker.lock == sha256(lock.text) && marker.python == env.python);
     Ok(whole && version(host, &env.program("python")).is_ok_and(|python| python == env.python))
 }
 
@@ -572,16 +573,8 @@ fn marker(host: &Host, dir: &Path) -> Result<Option<Marker>> {
 
 /// `…/env/services-0123456789ab`: the same requirements on the same Python are the same directory.
 fn dir(lock: &Lock, python: Version) -> PathBuf {
-    let id = digest(&format!("{}\n{}.{}\n", lock.text, python.0, python.1));
+    let id = sha256(format!("{}\n{}.{}\n", lock.text, python.0, python.1));
     Path::new(HOME).join("env").join(format!("{}-{}", lock.name, &id[..12]))
-}
-
-fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
 }
 
 fn version(host: &Host, python: &Path) -> Result<Version> {

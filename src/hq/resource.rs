@@ -13,6 +13,7 @@ use super::{
     receipt::{Book, Entry, Receipt},
 };
 use crate::{
+    hash::{hex, sha256},
     host::{Cmd, Host, Kind},
     ui::{Step, Try as _},
 };
@@ -192,7 +193,7 @@ impl Resource {
             }
             Self::Program { path, hash: build } => match host.read(path)? {
                 None => wrong("missing"),
-                Some(bytes) if hash(&bytes) == *build => Ok(Seen::Right),
+                Some(bytes) if sha256(&bytes) == *build => Ok(Seen::Right),
                 Some(_) if receipt.files.contains_key(path) => wrong("another version"),
                 Some(_) => Ok(Seen::Foreign("a program we did not put there".into())),
             },
@@ -356,7 +357,7 @@ impl File {
         if bytes != self.text.as_bytes() {
             return Ok(match ours {
                 None => Seen::Foreign("a file we did not write".into()),
-                Some(hashes) if hashes.contains(&hash(&bytes)) => Seen::Wrong("differs".into()),
+                Some(hashes) if hashes.contains(&sha256(&bytes)) => Seen::Wrong("differs".into()),
                 Some(_) => Seen::Edited,
             });
         }
@@ -373,7 +374,7 @@ impl File {
 
     fn make(&self, host: &Host, book: &Book) -> Result<()> {
         let dirs = missing_dirs(host, &self.path)?;
-        book.note(Entry::Wrote { path: self.path.clone(), hash: hash(self.text.as_bytes()), dirs })?;
+        book.note(Entry::Wrote { path: self.path.clone(), hash: sha256(self.text.as_bytes()), dirs })?;
         let owner = match self.group {
             Some(group) if host.is_live() => {
                 Some((0, host.gid(group)?.with_context(|| format!("there is no group {group}"))?))
@@ -542,14 +543,6 @@ pub fn hash_of(host: &Host, paths: &[PathBuf], with: &str) -> Result<String> {
         }
     }
     Ok(hex(&all.finalize()))
-}
-
-pub fn hash(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl fmt::Display for Resource {

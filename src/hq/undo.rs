@@ -6,10 +6,11 @@
 use super::{
     apt,
     receipt::{Book, Entry, Receipt},
-    resource::{Resource, hash},
+    resource::Resource,
 };
 use crate::{
     config,
+    hash::sha256,
     host::{Cmd, Host, Kind},
     ui::Step,
 };
@@ -103,7 +104,7 @@ impl Undo {
             (_, None) => Fate::Gone,
             (Self::File(_), Some(Kind::File)) => {
                 let bytes = host.read(path)?.unwrap_or_default();
-                let ours = receipt.files.get(path).is_some_and(|hashes| hashes.contains(&hash(&bytes)));
+                let ours = receipt.files.get(path).is_some_and(|hashes| hashes.contains(&sha256(&bytes)));
                 if ours { Fate::Goes } else { Fate::Stays("edited since we wrote it".into()) }
             }
             (Self::Link(_), Some(Kind::Link(to))) => {

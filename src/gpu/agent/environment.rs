@@ -4,7 +4,7 @@
 
 use super::site::{Site, read, write};
 use crate::{
-    gpu::tree::hex,
+    hash::{hex, sha256},
     host::{Busy, Cmd, Host, System},
     hq::python,
     ui::Try as _,
@@ -248,7 +248,7 @@ struct Uv {
 impl Uv {
     /// The one that is there, else one of our own.
     fn get(host: &Host, site: &Site, say: &mut dyn FnMut(&str)) -> Result<Self> {
-        let own = site.shared("cache").join(format!("uv-{}", &hex(&Sha256::digest(UV))[..12]));
+        let own = site.shared("cache").join(format!("uv-{}", &sha256(UV)[..12]));
         let home = System::environment("HOME").unwrap_or_default();
         let mut places = vec![
             "uv".to_owned(),

@@ -5,7 +5,8 @@ use super::{
     site::{Book, Offered, Order, Root, Site, read},
 };
 use crate::{
-    gpu::{tree::hex, wire::Wire},
+    gpu::wire::Wire,
+    hash::hex,
     host::{
         Host, Kind,
         beneath::{Beneath, Found, Rel, Stamp},

@@ -7,6 +7,7 @@ use crate::{
         tree::{self, Have, Sent, Squeeze, Tree, What},
         wire::Wire,
     },
+    hash::hex,
     host::{
         Host, Kind,
         beneath::{Beneath, Found, OnDisk, Rel, stays_inside},
@@ -106,7 +107,7 @@ fn contents(into: &Beneath, tree: &Tree, lacks: &[usize], from: &mut impl Read) 
             part.write_all(&bytes[..n]).with_context(doing)?;
             left -= n as u64;
         }
-        ensure!(tree::hex(&seen.finalize()) == *hash, "{} came as something else", entry.path);
+        ensure!(hex(&seen.finalize()) == *hash, "{} came as something else", entry.path);
         part.keep(*exec, OnDisk::Later)?;
         all += len;
     }

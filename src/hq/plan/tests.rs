@@ -3,12 +3,12 @@
 use super::*;
 use crate::{
     config::Config,
+    hash::sha256,
     host::{Cmd, Exec, Output, System},
     hq::{
         blueprint::{Site, blueprint},
         machine::Machine,
         receipt::Entry,
-        resource::hash,
         service::Service,
     },
 };
@@ -123,7 +123,7 @@ fn uninstall_is_converging_on_nothing() {
 fn settings_that_a_flag_wrote_stay_as_long_as_anything_does() {
     let (_dir, host) = root();
     let path = Path::new(crate::config::PATH);
-    let note = Entry::Wrote { path: path.into(), hash: hash(b"x"), dirs: vec![] };
+    let note = Entry::Wrote { path: path.into(), hash: sha256(b"x"), dirs: vec![] };
     Book::open(&host).unwrap().note(note).unwrap();
     host.write(path, 0o640, b"x").unwrap();
     install(&host, &hq("a.example", &[Service::Docs])).unwrap();
@@ -159,7 +159,7 @@ fn an_edit_is_kept_until_it_is_taken() {
 fn a_crash_between_note_and_write_still_uninstalls() {
     let (_dir, host) = root();
     install(&host, &hq("a.example", &Service::ALL)).unwrap();
-    let never = Entry::Wrote { path: SITE.into(), hash: hash(b"never written"), dirs: vec![] };
+    let never = Entry::Wrote { path: SITE.into(), hash: sha256(b"never written"), dirs: vec![] };
     Book::open(&host).unwrap().note(never).unwrap();
     install(&host, &[]).unwrap();
     assert!(!host.exists(Path::new(SITE)).unwrap());

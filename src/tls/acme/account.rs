@@ -1,10 +1,9 @@
 //! The account at an authority: made once for each, and kept. A file of root's alone, one for each directory.
 
-use super::{Ca, Eab, Failure, Heard, Messenger, below};
+use super::{Ca, Eab, Failure, Heard, Messenger, below, mark};
 use crate::{host::Host, tls::renewal::Stage};
 use instant_acme::{AccountCredentials, Error, ExternalAccountKey, NewAccount};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::path::PathBuf;
 use time::{Duration, OffsetDateTime};
 
@@ -34,7 +33,7 @@ impl<'a> Account<'a> {
     pub async fn open(host: &Host, ca: &'a Ca, messenger: Messenger) -> Result<Self, Failure> {
         let path = path(&ca.directory);
         let doing = format!("opening the account in {}", path.display());
-        let kept = host.read_text(&path).map_err(|e| Failure::here(&doing, format!("{e:#}")))?;
+        let kept = host.read_text(&path).map_err(|e| Failure::here(&doing, e))?;
         let Some(text) = kept else { return Self::make(host, ca, messenger).await };
         let kept: Kept = serde_json::from_str(&text).map_err(|e| {
             Failure::here(&doing, format!("{e}: move the file away to begin with a new account"))
@@ -68,8 +67,7 @@ impl<'a> Account<'a> {
         let made = OffsetDateTime::now_utc();
         let kept = Kept { directory: ca.directory.clone(), made: made.unix_timestamp(), credentials };
         let text = serde_json::to_string(&kept).map_err(|e| Failure::here(&doing, e))?;
-        host.write(&path(&ca.directory), 0o600, text.as_bytes())
-            .map_err(|e| Failure::here(&doing, format!("{e:#}")))?;
+        host.write(&path(&ca.directory), 0o600, text.as_bytes()).map_err(|e| Failure::here(&doing, e))?;
         Ok(Self { acme, ca, messenger, made })
     }
 
@@ -82,7 +80,7 @@ impl<'a> Account<'a> {
         let path = path(&self.ca.directory);
         let doing = format!("setting {} aside", path.display());
         let aside = host.rename(&path, &path.with_extension("old"));
-        aside.map_err(|e| Failure::here(&doing, format!("{e:#}")))?;
+        aside.map_err(|e| Failure::here(&doing, e))?;
         *self = Self::make(host, self.ca, self.messenger.clone()).await?;
         Ok(())
     }
@@ -100,6 +98,5 @@ pub fn is_bad_nonce(e: &Error) -> bool {
 }
 
 fn path(directory: &str) -> PathBuf {
-    let hash: String = Sha256::digest(directory).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    below("accounts", &format!("{hash}.json"))
+    below("accounts", &format!("{}.json", mark(directory)))
 }

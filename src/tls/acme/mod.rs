@@ -13,7 +13,7 @@ use super::{
     renewal::{AriFault, ErrorClass, Stage, Window, retry_date},
     store::{self, Pair},
 };
-use crate::{config::KeyType, host::Host, web::block_on};
+use crate::{config::KeyType, hash::sha256, host::Host, web::block_on};
 use account::Account;
 use anyhow::{Context as _, Result};
 use http::{Heard, Messenger, Trouble};
@@ -180,8 +180,9 @@ impl Failure {
         }
     }
 
+    /// Of an error its causes too.
     pub fn here(doing: &str, said: impl fmt::Display) -> Self {
-        Self::new(doing, Stage::Account, Kind::Here, said)
+        Self::new(doing, Stage::Account, Kind::Here, format_args!("{said:#}"))
     }
 
     /// What instant-acme says, with what it left out.
@@ -307,7 +308,7 @@ impl Ca {
     pub fn advice(&self, host: &Host, chain: &str) -> Result<Advice, Failure> {
         let doing = format!("asking {} when to renew", self.directory);
         self.within(&doing, async |messenger| {
-            let id = identify(chain).map_err(|e| Failure::here(&doing, format!("{e:#}")))?;
+            let id = identify(chain).map_err(|e| Failure::here(&doing, e))?;
             let account = Account::open(host, self, messenger).await?;
             let asked = account.acme.renewal_info(&id).await;
             let (info, _) = asked.map_err(|e| Failure::of(&doing, Stage::Account, &e, &account.heard()))?;
@@ -320,7 +321,7 @@ impl Ca {
     pub fn revoke(&self, host: &Host, chain: &str, key_is_known: bool) -> Result<(), Failure> {
         let doing = format!("revoking a certificate at {}", self.directory);
         self.within(&doing, async |messenger| {
-            let certificate = &leaf(chain).map_err(|e| Failure::here(&doing, format!("{e:#}")))?;
+            let certificate = &leaf(chain).map_err(|e| Failure::here(&doing, e))?;
             let account = Account::open(host, self, messenger).await?;
             let reason =
                 if key_is_known { RevocationReason::KeyCompromise } else { RevocationReason::Superseded };
@@ -351,7 +352,7 @@ impl Ca {
             };
             Ok(tokio::time::timeout(ORDER, asking(messenger)).await.unwrap_or_else(|_| Err(late())))
         });
-        answer.unwrap_or_else(|e| Err(Failure::here(doing, format!("{e:#}"))))
+        answer.unwrap_or_else(|e| Err(Failure::here(doing, e)))
     }
 }
 
@@ -373,6 +374,11 @@ fn identify(chain: &str) -> Result<CertificateIdentifier<'static>> {
     let leaf = leaf(chain)?;
     let id = CertificateIdentifier::try_from(&leaf).map_err(anyhow::Error::msg);
     Ok(id.context("the certificate has no identifier")?.into_owned())
+}
+
+/// What an authority is called in names of files, where its directory's URL cannot stand.
+pub fn mark(directory: &str) -> String {
+    sha256(directory)[..16].to_owned()
 }
 
 fn below(dir: &str, name: &str) -> PathBuf {

@@ -84,7 +84,7 @@ pub async fn begin(
     finalizing: Finalizing<'_>,
 ) -> Result<Issued, Failure> {
     let doing = account.ca.doing(wish);
-    let local = |e: anyhow::Error| Failure::here(&doing, format!("{e:#}"));
+    let local = |e: anyhow::Error| Failure::here(&doing, e);
     let mut notes = Vec::new();
     let order = place(account, wish, &mut notes).await?;
     let key = KeyPair::generate_for(match wish.key {
@@ -113,7 +113,7 @@ pub async fn resume(
     finalizing: Finalizing<'_>,
 ) -> Result<Issued, Failure> {
     let doing = account.ca.doing(wish);
-    let local = |e: anyhow::Error| Failure::here(&doing, format!("{e:#}"));
+    let local = |e: anyhow::Error| Failure::here(&doing, e);
     let left = left(host, &wish.id).map_err(local)?.filter(|left| left.suits(account.ca, wish));
     let Some(left) = left else { return Err(Failure::here(&doing, "there is no order to go on with")) };
     if left.account != account.acme.id() {
@@ -147,7 +147,7 @@ async fn carry_out(
     mut notes: Vec<String>,
 ) -> Result<Issued, Failure> {
     let (host, doing) = (work.host, work.doing);
-    let local = |e: anyhow::Error| Failure::here(doing, format!("{e:#}"));
+    let local = |e: anyhow::Error| Failure::here(doing, e);
     let outcome = match work.finish(&mut order).await {
         Ok(chain) => fit(doing, &chain, work.left).await,
         Err(failure) => Err(failure),
@@ -352,10 +352,10 @@ impl Work<'_> {
                 }
                 let proof = challenge.key_authorization();
                 let (token, proof) = (challenge.token.clone(), proof.as_str().to_owned());
-                self.put(&token, &proof).map_err(|e| Failure::here(self.doing, format!("{e:#}")))?;
+                self.put(&token, &proof).map_err(|e| Failure::here(self.doing, e))?;
                 // A failed validation is one of five an hour: what our own nginx does not serve is not worth one.
                 let served = own_door(&name, &token, &proof).await;
-                served.map_err(|e| Failure::here(self.doing, format!("{e:#}")))?;
+                served.map_err(|e| Failure::here(self.doing, e))?;
                 let mut nonces = 0;
                 loop {
                     nonces += 1;
@@ -387,9 +387,8 @@ impl Work<'_> {
     }
 
     async fn finalize(&self, order: &mut Order) -> Result<(), Failure> {
-        (self.finalizing)().map_err(|e| Failure::here(self.doing, format!("{e:#}")))?;
-        let csr = request(&self.left.names, &self.left.key)
-            .map_err(|e| Failure::here(self.doing, format!("{e:#}")))?;
+        (self.finalizing)().map_err(|e| Failure::here(self.doing, e))?;
+        let csr = request(&self.left.names, &self.left.key).map_err(|e| Failure::here(self.doing, e))?;
         let mut nonces = 0;
         loop {
             nonces += 1;

@@ -108,7 +108,7 @@ impl Fault {
             doing: doing.into(),
             status: None,
             code: String::new(),
-            said: said.to_string(),
+            said: format!("{said:#}"),
             correlation: None,
             retry_after: None,
             lost: false,

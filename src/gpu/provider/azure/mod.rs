@@ -232,14 +232,13 @@ impl Azure {
             regions,
         };
         let noted = self.kept(&names.run).put_place(&self.host, &place);
-        noted.map_err(|e| Fault::here("noting where a run is rented", format!("{e:#}")))
+        noted.map_err(|e| Fault::here("noting where a run is rented", e))
     }
 
     /// Where this run was rented, where anything was; never somewhere else because a setting has changed since.
     fn place(&self, names: &Names) -> Result<Option<Place>, Fault> {
         let doing = format!("looking where {} was rented", names.run);
-        let place =
-            self.kept(&names.run).place(&self.host).map_err(|e| Fault::here(&doing, format!("{e:#}")))?;
+        let place = self.kept(&names.run).place(&self.host).map_err(|e| Fault::here(&doing, e))?;
         match place {
             Some(place)
                 if place.subscription != names.subscription || place.endpoint != self.settings.endpoint =>

@@ -4,9 +4,11 @@
 //! `er-HQ-RUN` is the machine, and the group that it is in; `er-HQ-RUN_nsg` and the like are what belongs to it. A
 //! run's name has no `_`, so no thing of one run can be taken for one of another.
 
-use crate::gpu::spec::{RunId, Spec};
+use crate::{
+    gpu::spec::{RunId, Spec},
+    hash::sha256,
+};
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 pub const TAG_HQ: &str = "echoes-hq";
@@ -175,8 +177,7 @@ pub fn stamp(at: OffsetDateTime) -> String {
 
 /// What every name of this headquarters begins with: six characters tell any few apart that share a group.
 pub fn prefix(hq: &str) -> String {
-    let hash: String = Sha256::digest(hq).iter().take(3).map(|b| format!("{b:02x}")).collect();
-    format!("er-{hash}-")
+    format!("er-{}-", &sha256(hq)[..6])
 }
 
 /// Whose a thing is: by its tags, else by its name where Azure made it for us and tags are not taken over.

@@ -34,7 +34,7 @@ impl Azure {
     pub(super) async fn rent_now(&self, spec: &Spec, offer: &Offer) -> Result<Rent, Fault> {
         let names = self.names(&spec.run).await?;
         let keys = self.kept(&spec.run).keys(&self.host);
-        let keys = keys.map_err(|e| Fault::here("making the keys of a run", format!("{e:#}")))?;
+        let keys = keys.map_err(|e| Fault::here("making the keys of a run", e))?;
         let group = self.group_for(&names, spec, offer).await?;
         let home = self.home().await?;
         let way = Way::to(&offer.region, home, self.settings.address, &names, &group)?;
@@ -262,7 +262,7 @@ impl Azure {
         let kept = self.kept(&names.run);
         let host = &self.host;
         host.make_dir(&self.settings.sockets)
-            .map_err(|e| Fault::here("making the directory of the connections", format!("{e:#}")))?;
+            .map_err(|e| Fault::here("making the directory of the connections", e))?;
         let ssh = Ssh {
             user: USER.into(),
             host: address.to_string(),

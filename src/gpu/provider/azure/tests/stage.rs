@@ -11,7 +11,7 @@ use super::{
 use crate::{
     gpu::{
         provider::{Offer, Provider as _, Rent},
-        spec::{RunId, Source as From, Spec, Spot},
+        spec::{RunId, Source as From, Spec},
     },
     host::{Host, System},
 };
@@ -172,23 +172,7 @@ fn provider(cloud: &Arc<Cloud>, settings: &Settings, host: &Arc<Host>) -> Azure 
 }
 
 pub fn spec(run: &str) -> Spec {
-    Spec {
-        run: RunId::try_from(run.to_owned()).unwrap(),
-        owner: "ada".into(),
-        source: From::Azure,
-        project: "/home/ada/project".into(),
-        script: "train.py".into(),
-        arguments: Vec::new(),
-        sizes: Vec::new(),
-        regions: Vec::new(),
-        spot: Spot::Auto,
-        max_seconds: None,
-        max_cost: None,
-        data: Vec::new(),
-        out: Vec::new(),
-        env: Vec::new(),
-        secrets: Vec::new(),
-    }
+    Spec { owner: "ada".into(), source: From::Azure, ..Spec::example(run) }
 }
 
 pub fn offer(size: &str, region: &str) -> Offer {
