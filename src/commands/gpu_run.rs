@@ -11,10 +11,11 @@ use crate::{
     gpu::{
         driver,
         loan::{self, Secrets},
+        offer::retirement,
         provider::{self, Offer},
         receipt::dollars,
         runs,
-        spec::{RunId, Source, Spec, Spot, retired},
+        spec::{RunId, Source, Spec, Spot},
         state::Event,
     },
     host::{Host, Kind, System},
@@ -154,9 +155,12 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 }
 
 fn check_sizes(sizes: &[String]) -> Result<()> {
+    let today = OffsetDateTime::now_utc().date();
     for size in sizes {
-        if let Some(instead) = retired(size) {
-            let gone = || bail!("{size} was retired by Azure on 2025-09-30 and cannot be rented any more");
+        if let Some(retired) = retirement(size).filter(|retired| retired.is_past(today)) {
+            let on = &retired.on;
+            let gone = || bail!("{size} was retired by Azure on {on} and cannot be rented any more");
+            let instead = retired.instead.join(" or ");
             gone().or_try(format_args!("--vm-size with {instead}")).context(Code(USAGE))?;
         }
     }

@@ -86,10 +86,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// `local`, or `ssh://USER@HOST[:PORT]`. None of the parts can be read as an option of ssh's.
+    /// `local`, `azure`, or `ssh://USER@HOST[:PORT]`. None of the parts can be read as an option of ssh's.
     pub fn parse(text: &str) -> Option<Self> {
-        if text == "local" {
-            return Some(Self::Local);
+        match text {
+            "local" => return Some(Self::Local),
+            "azure" => return Some(Self::Azure),
+            _ => {}
         }
         let (user, place) = text.strip_prefix("ssh://")?.split_once('@')?;
         let (host, port) = match place.split_once(':') {
@@ -167,18 +169,6 @@ pub struct Spec {
     pub secrets: Vec<String>,
 }
 
-/// What took the place of a size that Azure has taken away: NCv3 was retired on 30 September 2025 and cannot be
-/// rented any more. Known by heart, so that it is said at once.
-pub fn retired(size: &str) -> Option<&'static str> {
-    const RETIRED: [(&str, &str); 4] = [
-        ("Standard_NC6s_v3", "Standard_NC4as_T4_v3 (one T4) or Standard_NC24ads_A100_v4 (one A100)"),
-        ("Standard_NC12s_v3", "Standard_NC24ads_A100_v4 (one A100) or Standard_NC64as_T4_v3 (four T4)"),
-        ("Standard_NC24s_v3", "Standard_NC48ads_A100_v4 (two A100) or Standard_NC64as_T4_v3 (four T4)"),
-        ("Standard_NC24rs_v3", "Standard_NC48ads_A100_v4 (two A100)"),
-    ];
-    RETIRED.iter().find(|(name, _)| name.eq_ignore_ascii_case(size)).map(|(_, instead)| *instead)
-}
-
 #[cfg(test)]
 impl Spec {
     /// For tests: a run of this name on this machine.
@@ -224,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_source_is_written_as_it_is_read_and_holds_no_option() {
-        for text in ["local", "ssh://ana@gpu1", "ssh://ana@10.0.0.4:2222", "ssh://_x@gpu.lab.test:1"] {
+        for text in ["local", "azure", "ssh://ana@gpu1", "ssh://ana@10.0.0.4:2222", "ssh://_x@gpu.lab.test:1"] {
             assert_eq!(Source::parse(text).unwrap().to_string(), text);
         }
         let bad = ["", "azur", "ssh://gpu1", "ssh://-l@gpu1", "ssh://a@-oProxyCommand=x", "ssh://a@b:0"];
