@@ -180,7 +180,7 @@ pub struct Docs {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
-    /// Where machines come from: "local", or ssh://USER@HOST[:PORT].
+    /// Where machines come from: "auto", "local", "azure", or ssh://USER@HOST[:PORT].
     pub provider: ProviderName,
     /// A run ends after so long; 0 for no limit.
     pub max_hours: u32,
@@ -190,6 +190,38 @@ pub struct Gpu {
     pub ssh_key: MaybePath,
     /// The keys of those machines, or "" for root's own list.
     pub known_hosts: MaybePath,
+    pub azure: Azure,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Azure {
+    /// The subscription that pays, by its id, or "".
+    pub subscription: Token,
+    /// The resource group for runs where none may be made for each, or "".
+    pub group: Token,
+    /// The address under which this headquarters goes out, or "".
+    pub address: MaybeAddress,
+    /// For machines with a GPU.
+    pub gpu_image: Image,
+    /// For machines without.
+    pub image: Image,
+    /// After so long without its headquarters a machine is switched off.
+    pub lease_hours: NonZeroU16,
+    /// Of the Resource Manager, or "".
+    pub endpoint: MaybeUrl,
+    /// Of who gives tokens, or "".
+    pub login: MaybeUrl,
+    /// Whom a token is for, or "".
+    pub audience: MaybeUrl,
+    /// Of this machine's metadata.
+    pub metadata: Url,
+    /// Of the price list.
+    pub prices: Url,
+    /// Who vouches for these services, or "".
+    pub ca_file: MaybePath,
+    /// Where rented machines have ssh.
+    pub ssh_port: NonZeroU16,
 }
 
 impl Config {
@@ -576,9 +608,44 @@ text! {
 text! {
     /// Where machines for experiments come from.
     ProviderName,
-    "\"local\" or ssh://USER@HOST[:PORT]",
-    "^(local|ssh://[a-z_][a-z0-9_-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:[1-9][0-9]{0,4})?)$",
-    |name| Source::parse(name).is_some()
+    "\"auto\", \"local\", \"azure\" or ssh://USER@HOST[:PORT]",
+    "^(auto|local|azure|ssh://[a-z_][a-z0-9_-]*@[A-Za-z0-9][A-Za-z0-9.-]*(:[1-9][0-9]{0,4})?)$",
+    |name| name == "auto" || Source::parse(name).is_some()
+}
+
+text! {
+    /// An address of the internet protocol, or none.
+    MaybeAddress,
+    "an address such as 20.1.2.3, or \"\"",
+    "^[0-9A-Fa-f.:]*$",
+    |address| address.is_empty() || address.parse::<IpAddr>().is_ok()
+}
+
+text! {
+    /// What a machine of Azure's is made from.
+    Image,
+    "an image named as publisher:offer:sku",
+    "^[A-Za-z0-9._-]+:[A-Za-z0-9._-]+:[A-Za-z0-9._-]+$",
+    |image| {
+        let part = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        image.split(':').count() == 3 && image.split(':').all(part)
+    }
+}
+
+text! {
+    /// A URL of a service.
+    Url,
+    "a URL such as https://prices.azure.com (no spaces, quotes or backslashes)",
+    "^https?://[^\\s\"'\\\\]+$",
+    is_url
+}
+
+text! {
+    /// A URL of a service, or none.
+    MaybeUrl,
+    "a URL such as https://management.azure.com (no spaces, quotes or backslashes), or \"\"",
+    "^(https?://[^\\s\"'\\\\]+)?$",
+    |url| url.is_empty() || is_url(url)
 }
 
 text! {
@@ -618,6 +685,11 @@ fn is_https(url: &str) -> bool {
     url.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && is_uri(url)
 }
 
+fn is_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/')) && is_uri(url)
+}
+
 impl UnixPath {
     pub fn to_path(&self) -> PathBuf {
         PathBuf::from(&self.0)
@@ -627,6 +699,17 @@ impl UnixPath {
 impl MaybePath {
     pub fn to_path(&self) -> Option<PathBuf> {
         (!self.0.is_empty()).then(|| PathBuf::from(&self.0))
+    }
+}
+
+impl Gpu {
+    /// Where machines come from when the command line says nothing: nothing is rented unless somebody said who pays.
+    pub fn source(&self) -> Source {
+        // Checked when it was read: what is left is "auto".
+        Source::parse(self.provider.as_str()).unwrap_or(match self.azure.subscription.as_str() {
+            "" => Source::Local,
+            _ => Source::Azure,
+        })
     }
 }
 

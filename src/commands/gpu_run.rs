@@ -11,9 +11,9 @@ use crate::{
     gpu::{
         driver,
         loan::{self, Secrets},
-        offer::retirement,
-        provider::{self, Offer},
-        receipt::dollars,
+        offer::{Row, retirement, table as rows_for_people},
+        provider::{self, Choice, Offer},
+        receipt::{NO_CAPACITY, NO_QUOTA, dollars},
         runs,
         spec::{RunId, Source, Spec, Spot},
         state::Event,
@@ -25,6 +25,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     io::{BufRead as _, IsTerminal as _, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use time::OffsetDateTime;
 
@@ -38,7 +39,7 @@ pub struct Args {
     /// What the script is given, after `--`
     #[arg(last = true)]
     arguments: Vec<String>,
-    /// Where the machine comes from: local, or ssh://USER@HOST[:PORT]
+    /// Where the machine comes from: local, azure, or ssh://USER@HOST[:PORT]
     #[arg(long, value_parser = source)]
     provider: Option<Source>,
     /// The size to rent; several, the best first
@@ -89,7 +90,7 @@ pub struct Args {
 }
 
 fn source(text: &str) -> Result<Source, String> {
-    Source::parse(text).ok_or_else(|| "local, or ssh://USER@HOST[:PORT]".into())
+    Source::parse(text).ok_or_else(|| "local, azure, or ssh://USER@HOST[:PORT]".into())
 }
 
 pub fn hours(text: &str) -> Result<u64, String> {
@@ -123,7 +124,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     // Before anything is read or asked: whoever types an old size is told at once.
     check_sizes(&args.sizes)?;
-    let host = this_machine();
+    let host = Arc::new(this_machine());
     let config = settings.read(&host)?;
     let (detach, json, yes) = (args.detach, args.json, args.yes);
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
@@ -132,17 +133,25 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         ui.out(serde_json::to_string_pretty(&spec)?);
         return Ok(0);
     }
-    let offers = provider::offers(&spec)?;
-    ui.say(plan(&spec, &offers, &runs::results(&config, &spec.run)));
+    let choice = provider::offers(&spec, &host, &config)?;
+    ui.say(plan(&spec, &choice, &runs::results(&config, &spec.run)));
+    if choice.offers.is_empty() {
+        let none = || bail!("none of these can be had");
+        let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
+        none()
+            .or_try("another --vm-size or --region; `echoes-appliance gpu offers` shows what there is")
+            .context(Code(why))?;
+    }
     if dry_run {
         return Ok(0);
     }
     need_root(&host)?;
     let secrets = secrets(&host, &secret)?;
-    if offers.iter().any(|offer| offer.price > 0) && !yes && !confirmed()? {
+    // Also where the price list was down: what has no price is not free.
+    if spec.source == Source::Azure && !yes && !confirmed()? {
         return Ok(1);
     }
-    begin(&host, &spec, offers, &secrets)?;
+    begin(&host, &spec, choice.offers, &secrets)?;
     driver::start(&host, &spec.run, &drivers_words(settings))?;
     if detach {
         ui.say(attach::next_commands(&spec.run));
@@ -171,7 +180,7 @@ fn check_sizes(sizes: &[String]) -> Result<()> {
 fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     let source = match args.provider {
         Some(source) => source,
-        None => Source::parse(config.gpu.provider.as_str()).context("reading gpu.provider")?,
+        None => config.gpu.source(),
     };
     if source != Source::Azure {
         let choice = [
@@ -286,11 +295,19 @@ fn begin(host: &Host, spec: &Spec, offers: Vec<Offer>, secrets: &Secrets) -> Res
     loan::leave(host, &spec.run, secrets)
 }
 
+/// Whether a larger quota would have been enough.
+fn short_of_quota(rows: &[Row]) -> bool {
+    rows.iter().any(|row| row.quota.is_some_and(|room| room < row.vcpus))
+}
+
 /// What it will do, for people.
-fn plan(spec: &Spec, offers: &[Offer], results: &Path) -> String {
+fn plan(spec: &Spec, choice: &Choice, results: &Path) -> String {
     let mut lines = vec![format!("{}: {} of {}", spec.run, spec.script.display(), spec.project.display())];
-    let rows: Vec<_> = offers.iter().enumerate().map(|(n, offer)| row(n + 1, offer, &spec.source)).collect();
-    lines.push(table(&rows));
+    lines.push(if choice.rows.is_empty() {
+        table(&[row(&spec.source)])
+    } else {
+        table(&rows_for_people(&choice.rows))
+    });
     let hours = spec.max_seconds.map(|n| format!("after {} h", n as f64 / 3600.0));
     let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
     let limits: Vec<_> = hours.into_iter().chain(money).collect();
@@ -303,15 +320,9 @@ fn plan(spec: &Spec, offers: &[Offer], results: &Path) -> String {
     lines.join("\n")
 }
 
-fn row(n: usize, offer: &Offer, source: &Source) -> Vec<String> {
-    let what = if offer.size.is_empty() { source.to_string() } else { offer.size.clone() };
-    let place = match &offer.zone {
-        Some(zone) => format!("{} zone {zone}", offer.region),
-        None => offer.region.clone(),
-    };
-    let kind = if offer.spot { "spot" } else { "" };
-    let price = if offer.price == 0 { "free".into() } else { format!("{}/h", dollars(offer.price)) };
-    vec![format!("  {n}"), what, place, kind.into(), price]
+/// Where nothing is rented.
+fn row(source: &Source) -> Vec<String> {
+    vec!["  1".into(), source.to_string(), String::new(), String::new(), "free".into()]
 }
 
 /// Whether a person says yes; an error where there is nobody to ask.

@@ -21,7 +21,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -65,7 +65,7 @@ fn detached(log: &Path, own: &Path, run: &RunId, words: &Words) -> Cmd {
 }
 
 /// Drive it to its end, unless somebody does.
-pub fn drive(host: &Host, config: &Config, run: &RunId, ui: &Ui) -> Result<()> {
+pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<()> {
     // Who only looks whether it is held holds it for a moment. What cannot be read will not be read in a second.
     let hold = || runs::hold(host, run).transpose().context("held by somebody else");
     let Ok(held) = Patience::seconds(2).until(hold) else {

@@ -12,6 +12,7 @@ pub mod agent;
 pub mod driver;
 pub mod errand;
 pub mod home;
+pub mod identity;
 pub mod job;
 pub mod loan;
 pub mod log;

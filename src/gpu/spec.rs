@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_source_is_written_as_it_is_read_and_holds_no_option() {
-        for text in ["local", "azure", "ssh://ana@gpu1", "ssh://ana@10.0.0.4:2222", "ssh://_x@gpu.lab.test:1"] {
+        for text in ["local", "azure", "ssh://ana@gpu1", "ssh://ana@10.0.0.4:2222", "ssh://_x@gpu.lab.test:1"]
+        {
             assert_eq!(Source::parse(text).unwrap().to_string(), text);
         }
         let bad = ["", "azur", "ssh://gpu1", "ssh://-l@gpu1", "ssh://a@-oProxyCommand=x", "ssh://a@b:0"];

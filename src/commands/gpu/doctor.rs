@@ -16,9 +16,9 @@ use crate::{
     hq::disk::size_words,
     ui::{Ui, table},
 };
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -52,17 +52,17 @@ impl Answer {
 }
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
-    let host = this_machine();
+    let host = Arc::new(this_machine());
     need_root(&host)?;
     let config = settings.read(&host)?;
-    let source = Source::parse(config.gpu.provider.as_str()).context("reading gpu.provider")?;
-    let here = provider::of(&Source::Local, &host, &config)?;
+    let ours = provider::ours(&host, &config)?;
+    let ours: Vec<&dyn Provider> = ours.iter().map(AsRef::as_ref).collect();
     let answers = [
         room(&host, &config)?,
         drivers(&host)?,
         sweeps(&host)?,
-        machine(&host, &config, source)?,
-        loose(&host, here.as_ref())?,
+        machine(&host, &config, config.gpu.source())?,
+        loose(&host, &ours)?,
     ];
     let good = answers.iter().all(|answer| answer.good);
     if args.json {
@@ -112,9 +112,17 @@ fn sweeps(host: &Host) -> Result<Answer> {
     })
 }
 
-/// Whether the team's own machine answers. Where asking for a machine would rent one, nobody asks.
-fn machine(host: &Host, config: &Config, source: Source) -> Result<Answer> {
+/// Whether the team's own machine answers. Where asking for a machine would rent one, only the landlord is asked.
+fn machine(host: &Arc<Host>, config: &Config, source: Source) -> Result<Answer> {
     let name = source.to_string();
+    if source == Source::Azure {
+        return Ok(match provider::greet_azure(host, config) {
+            Ok(()) => Answer::good("machine", "azure knows us; `gpu offers` shows what there is"),
+            Err(error) => {
+                Answer::bad("machine", format!("{error:#}"), "`az login` as root, or AZURE_CLIENT_ID")
+            }
+        });
+    }
     let Source::Ssh { user, host: at, port } = source else {
         return Ok(Answer::good("machine", name));
     };
@@ -126,8 +134,8 @@ fn machine(host: &Host, config: &Config, source: Source) -> Result<Answer> {
     })
 }
 
-fn loose(host: &Host, here: &dyn Provider) -> Result<Answer> {
-    let found = sweep::look(host, &[here])?;
+fn loose(host: &Host, ours: &[&dyn Provider]) -> Result<Answer> {
+    let found = sweep::look(host, ours)?;
     let all: Vec<String> = found
         .loose
         .iter()

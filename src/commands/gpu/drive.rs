@@ -7,6 +7,7 @@ use crate::{
     ui::Ui,
 };
 use anyhow::Result;
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -14,7 +15,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
-    let host = this_machine();
+    let host = Arc::new(this_machine());
     need_root(&host)?;
     let config = settings.read(&host)?;
     driver::drive(&host, &config, &args.run, ui)?;

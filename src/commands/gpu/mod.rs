@@ -72,7 +72,7 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
         Command::Ssh(args) => ssh::run(args, ui),
         Command::Stop(args) => stop::run(args, settings, ui),
         Command::Sweep(args) => sweep::run(args, settings, ui),
-        Command::Offers(args) => offers::run(args, ui),
+        Command::Offers(args) => offers::run(args, settings, ui),
         Command::Cost(args) => cost::run(args, settings, ui),
         Command::Events(args) => events::run(args, ui),
         Command::Doctor(args) => doctor::run(args, settings, ui),

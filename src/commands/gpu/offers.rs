@@ -2,12 +2,13 @@
 
 use crate::{
     commands::{
+        config::Settings,
         gpu_run::{hours, millionths},
         this_machine,
     },
     gpu::{
         offer::{Market, SIZES, Wish, choose, gone, table as rows_for_people},
-        provider::azure::{Azure, Settings},
+        provider::azure::{self, Azure},
         spec::Spot,
     },
     ui::{Try as _, Ui, table},
@@ -33,7 +34,7 @@ pub struct Args {
     /// For so many US dollars at most
     #[arg(long, value_name = "USD", value_parser = millionths)]
     max_cost: Option<u64>,
-    /// Azure's subscription; $AZURE_SUBSCRIPTION_ID, or this machine's own, when left out
+    /// Azure's subscription; the settings', $AZURE_SUBSCRIPTION_ID, or this machine's own, when left out
     #[arg(long, value_name = "ID")]
     subscription: Option<String>,
     /// Print the rows as JSON
@@ -44,7 +45,7 @@ pub struct Args {
 /// Nothing of it can be had.
 const NONE: u8 = 3;
 
-pub fn run(args: Args, ui: &Ui) -> Result<u8> {
+pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let sizes = if args.sizes.is_empty() { SIZES.map(Into::into).to_vec() } else { args.sizes };
     let some = |limit: Option<u64>| limit.filter(|limit| *limit > 0);
     let (max_cost, max_seconds) = (some(args.max_cost), some(args.max_hours));
@@ -56,9 +57,11 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         let regions = if args.regions.is_empty() { any.as_slice() } else { args.regions.as_slice() };
         regions.iter().map(nowhere).collect()
     } else {
-        let settings = Settings { subscription: args.subscription, ..Settings::default() };
+        let host = Arc::new(this_machine());
+        let mut azure = azure::Settings::of(&settings.read(&host)?.gpu.azure, &host)?;
+        azure.subscription = args.subscription.or(azure.subscription);
         // Nothing is rented: it does not matter in whose name.
-        let azure = Azure::open(settings, "", Arc::new(this_machine()))?;
+        let azure = Azure::open(azure, "", host)?;
         let step = ui.step("asking Azure for sizes, quotas and prices");
         let markets = azure.markets(&args.regions, &sizes);
         let markets =

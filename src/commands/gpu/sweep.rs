@@ -6,12 +6,12 @@ use crate::{
     gpu::{
         driver,
         provider::{self, Provider},
-        spec::Source,
         sweep,
     },
     ui::Ui,
 };
 use anyhow::Result;
+use std::sync::Arc;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,12 +24,11 @@ pub struct Args {
 }
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
-    let host = this_machine();
+    let host = Arc::new(this_machine());
     need_root(&host)?;
     let config = settings.read(&host)?;
-    // Those that give out machines in our name. A machine that the team owns has other masters, too.
-    let here = provider::of(&Source::Local, &host, &config)?;
-    let providers: [&dyn Provider; 1] = [here.as_ref()];
+    let ours = provider::ours(&host, &config)?;
+    let providers: Vec<&dyn Provider> = ours.iter().map(AsRef::as_ref).collect();
     let found = sweep::look(&host, &providers)?;
     let mut failed = false;
     let mut fail = |error: &anyhow::Error| {

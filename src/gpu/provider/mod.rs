@@ -6,13 +6,20 @@ pub mod local;
 pub mod ssh;
 
 use super::{
+    identity,
+    offer::{self, Row, SIZES, Wish, choose},
     spec::{RunId, Source, Spec},
     target::Target,
 };
-use crate::{config::Config, host::Host};
-use anyhow::{Result, bail};
+use crate::{config::Config, host::Host, ui::Try as _};
+use anyhow::Result;
+use azure::Azure;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use time::OffsetDateTime;
 
 /// One way to rent. What it is called and what it costs is frozen with it, in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,23 +111,62 @@ pub trait Provider {
 }
 
 /// The provider of a source: the one place that knows all of them.
-pub fn of<'a>(source: &Source, host: &'a Host, config: &'a Config) -> Result<Box<dyn Provider + 'a>> {
+pub fn of<'a>(source: &Source, host: &'a Arc<Host>, config: &'a Config) -> Result<Box<dyn Provider + 'a>> {
     Ok(match source {
         Source::Local => Box::new(local::Local { host, homes: local::HOMES.into() }),
         Source::Ssh { user, host: name, port } => {
             Box::new(ssh::Owned { host, ssh: ssh::reach(&config.gpu, user, name, *port) })
         }
-        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+        Source::Azure => Box::new(rented(host, config, &identity::own(host)?)?),
     })
 }
 
-/// What can be had for this run, the best first; where nothing is rented there is one offer and it costs nothing.
-pub fn offers(spec: &Spec) -> Result<Vec<Offer>> {
+/// Those that give out machines in our name. A machine that the team owns has other masters, too.
+pub fn ours<'a>(host: &'a Arc<Host>, config: &'a Config) -> Result<Vec<Box<dyn Provider + 'a>>> {
+    let mut all = vec![of(&Source::Local, host, config)?];
+    // Whoever never rented anything need not be able to ask.
+    if let Some(hq) = identity::known(host)? {
+        all.push(Box::new(rented(host, config, &hq)?));
+    }
+    Ok(all)
+}
+
+fn rented(host: &Arc<Host>, config: &Config, hq: &str) -> Result<Azure> {
+    Azure::open(azure::Settings::of(&config.gpu.azure, host)?, hq, Arc::clone(host))
+}
+
+/// Whether Azure knows us, and shows us a subscription. Nothing is rented.
+pub fn greet_azure(host: &Arc<Host>, config: &Config) -> Result<()> {
+    rented(host, config, "")?.list().map(drop)
+}
+
+/// What can be had for a run, the best first. Where there was a choice: what it was made from.
+pub struct Choice {
+    pub offers: Vec<Offer>,
+    pub rows: Vec<Row>,
+}
+
+/// Where nothing is rented there is one offer, and it costs nothing.
+pub fn offers(spec: &Spec, host: &Arc<Host>, config: &Config) -> Result<Choice> {
     match spec.source {
         Source::Local | Source::Ssh { .. } => {
-            Ok(vec![Offer { size: String::new(), region: String::new(), zone: None, spot: false, price: 0 }])
+            let offer =
+                Offer { size: String::new(), region: String::new(), zone: None, spot: false, price: 0 };
+            Ok(Choice { offers: vec![offer], rows: Vec::new() })
         }
-        Source::Azure => bail!("this echoes-appliance cannot rent at Azure"),
+        Source::Azure => {
+            let sizes =
+                if spec.sizes.is_empty() { SIZES.map(Into::into).to_vec() } else { spec.sizes.clone() };
+            // Nothing is rented yet: it does not matter in whose name.
+            let azure = rented(host, config, "")?;
+            let markets = azure.markets(&spec.regions, &sizes);
+            let markets =
+                markets.or_try("`az login`, or AZURE_CLIENT_ID: `echoes-appliance gpu doctor` says more")?;
+            let wish =
+                Wish { sizes, spot: spec.spot, max_cost: spec.max_cost, max_seconds: spec.max_seconds };
+            let rows = choose(&wish, &markets, OffsetDateTime::now_utc().date());
+            Ok(Choice { offers: offer::offers(&rows), rows })
+        }
     }
 }
 

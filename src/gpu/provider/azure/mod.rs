@@ -21,6 +21,7 @@ mod network;
 mod operation;
 mod rent;
 mod seen;
+mod settings;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -44,85 +45,15 @@ use network::{Home, Metadata};
 use operation::Watch;
 use reqwest::Url;
 use serde_json::Value;
+pub use settings::Settings;
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 use tokio::sync::OnceCell;
-
-/// What the operator says about Azure; what is not said is found out.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Of the Resource Manager, of who gives tokens, of this machine's metadata, and of the price list.
-    pub endpoint: String,
-    pub login: String,
-    pub metadata: String,
-    pub prices: String,
-    /// Whom a token is for, where that is not the endpoint.
-    pub audience: Option<String>,
-    /// PEM of those who vouch for these services, in place of the machine's own.
-    pub roots: Option<String>,
-    /// None: the one that this machine is in.
-    pub subscription: Option<String>,
-    /// Where runs go when this identity may not make a group for each.
-    pub group: Option<String>,
-    /// Under which address this headquarters goes out; none: as Azure knows.
-    pub address: Option<IpAddr>,
-    /// `publisher:offer:sku` for machines with a GPU, and for those without.
-    pub images: [String; 2],
-    /// A managed disk that every machine in headquarters' region gets a copy of.
-    pub clone: Option<String>,
-    /// Where ssh is on the machines: 22.
-    pub port: u16,
-    /// Unless somebody moves it on, a machine is switched off after so long.
-    pub lease: Duration,
-    /// Directories of runs, and of the sockets of connections, whose names must be short.
-    pub runs: PathBuf,
-    pub sockets: PathBuf,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            endpoint: "https://management.azure.com".into(),
-            login: "https://login.microsoftonline.com".into(),
-            metadata: "http://169.254.169.254".into(),
-            prices: "https://prices.azure.com".into(),
-            audience: None,
-            roots: None,
-            subscription: None,
-            group: None,
-            address: None,
-            // The first has driver and CUDA in it: installing them takes minutes and a restart.
-            images: ["microsoft-dsvm:ubuntu-hpc:2204".into(), "Canonical:ubuntu-24_04-lts:server".into()],
-            clone: None,
-            port: body::SSH,
-            lease: Duration::from_secs(2 * 3600),
-            runs: "/var/lib/echoes-appliance/runs".into(),
-            sockets: "/run/echoes-appliance/gpu".into(),
-        }
-    }
-}
-
-impl Settings {
-    /// The addresses of one of Microsoft's clouds, by the name that its metadata service gives it.
-    pub fn of_cloud(name: &str) -> Self {
-        let (endpoint, login) = match name {
-            "AzureUSGovernmentCloud" => {
-                ("https://management.usgovcloudapi.net", "https://login.microsoftonline.us")
-            }
-            "AzureChinaCloud" => ("https://management.chinacloudapi.cn", "https://login.chinacloudapi.cn"),
-            _ => return Self::default(),
-        };
-        Self { endpoint: endpoint.into(), login: login.into(), ..Self::default() }
-    }
-}
 
 pub struct Azure {
     settings: Settings,
@@ -161,10 +92,13 @@ impl Azure {
     ) -> Result<Self> {
         let doing = || format!("preparing to talk to {}", settings.endpoint);
         let endpoint: Url = settings.endpoint.parse().with_context(doing)?;
-        let local =
-            endpoint.host_str().is_some_and(|host| ["127.0.0.1", "localhost", "[::1]"].contains(&host));
-        // A token is worth all that the identity may do.
-        ensure!(endpoint.scheme() == "https" || local, "{} is not reached by https", settings.endpoint);
+        let login: Url = settings.login.parse().with_context(doing)?;
+        // A token is worth all that the identity may do, and a secret is worth tokens.
+        for url in [&endpoint, &login] {
+            let local =
+                url.host_str().is_some_and(|host| ["127.0.0.1", "localhost", "[::1]"].contains(&host));
+            ensure!(url.scheme() == "https" || local, "{url} is not reached by https");
+        }
         let http = arm::client(settings.roots.as_deref()).with_context(doing)?;
         let audience = settings.audience.as_deref().unwrap_or(&settings.endpoint);
         let addresses = [settings.login.as_str(), settings.metadata.as_str(), audience];
