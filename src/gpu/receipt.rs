@@ -5,7 +5,7 @@ use super::{
     job::Exit,
     provider::Class,
     spec::RunId,
-    state::{Outcome, Phase, Rental, State},
+    state::{Keep, Outcome, Phase, Rental, State},
 };
 use crate::ui::{moment, table};
 use serde::Serialize;
@@ -38,6 +38,8 @@ pub struct Receipt {
     pub results: PathBuf,
     pub all_home: bool,
     pub why_not_home: Option<String>,
+    /// Where what is not home was kept; it costs, too.
+    pub kept: Option<Keep>,
 }
 
 impl Receipt {
@@ -56,6 +58,7 @@ impl Receipt {
             results: results.into(),
             all_home: state.unfetched.is_none() && matches!(state.outcome, Some(Outcome::Exit(_))),
             why_not_home: state.unfetched.clone(),
+            kept: state.kept.clone(),
         }
     }
 
@@ -81,6 +84,13 @@ impl Receipt {
             None => format!("results: {home}"),
             Some(why) => format!("results: {home}, not all of them: {why}"),
         });
+        let forget = format!("`echoes-appliance gpu forget {}`", self.run);
+        lines.extend(self.kept.as_ref().map(|kept| match kept {
+            Keep::At(place) => format!("kept: a copy of its disk, which costs until {forget}: {place}"),
+            Keep::Asked => {
+                format!("kept: perhaps a copy of its disk; {forget} makes sure that there is none")
+            }
+        }));
         lines.join("\n")
     }
 }

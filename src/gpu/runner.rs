@@ -39,6 +39,9 @@ const GRACE: Duration = Duration::from_secs(180);
 /// Results are worth waiting for, though not for ever: the machine costs.
 const HOME: Duration = Duration::from_secs(30 * 60);
 
+/// A copy of a disk is promised within seconds, or there is something wrong that will not pass.
+const KEEP: Duration = Duration::from_secs(10 * 60);
+
 /// Lists lag behind deeds. What is gone is looked for once more after this long.
 const TWICE: Duration = Duration::from_secs(5);
 
@@ -245,11 +248,13 @@ impl Runner<'_> {
             let told = machine(state).and_then(|machine| self.job.stop(&state.spec, machine));
             mind.told_to_end = told.is_ok();
         }
-        // Whatever comes later than this would be paid for as dearly as the training. Where a provider can keep the
-        // disk without the machine, that is the place for it: before this event, which ends in giving back.
+        if state.kept.is_some() {
+            return self.keep(state, mind, now);
+        }
+        // Whatever comes later than this would be paid for as dearly as the training.
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
         let late = spent || now - state.since > HOME;
-        match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
+        let next = match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
             Ok(true) => Next::Happened(Event::Fetched),
             Ok(false) if !late => {
                 mind.failing = None;
@@ -258,6 +263,26 @@ impl Runner<'_> {
             Ok(false) => Next::Happened(Event::Failed { why: "not everything came home in time".into() }),
             Err(error) if late => Next::Happened(Event::Failed { why: format!("{error:#}") }),
             Err(error) => self.lost(state).unwrap_or_else(|| self.again(mind, now, &error, PATIENCE)),
+        };
+        match next {
+            // Where its disk can be kept without the machine, that comes before giving back.
+            Next::Happened(Event::Failed { why }) if self.provider.can_keep() => {
+                Next::Happened(Event::Keeping { why })
+            }
+            next => next,
+        }
+    }
+
+    /// What cannot come home is kept, and that within its time too: the machine costs meanwhile.
+    fn keep(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        match self.provider.keep(&state.spec.run) {
+            Ok(Some(place)) => Next::Happened(Event::Kept { place }),
+            Ok(None) => lost("the machine is gone, and its disk with it".into()),
+            // Counted from when it was asked for: whoever dies in between begins no new time.
+            Err(error) if now - state.since > KEEP => {
+                Next::Happened(Event::Failed { why: format!("{error:#}") })
+            }
+            Err(error) => self.again(mind, now, &error, KEEP),
         }
     }
 

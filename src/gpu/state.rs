@@ -79,6 +79,17 @@ pub enum Event {
     },
     /// Everything is home.
     Fetched,
+    /// Not everything comes home in time: what is on the machine is to be kept. From here on a copy may be ours, and may
+    /// cost.
+    Keeping {
+        why: String,
+    },
+    /// Where it is kept. It is there until a person does not want it any more.
+    Kept {
+        place: String,
+    },
+    /// What was kept is gone.
+    Forgotten,
     /// The phase could not be done. What was started is still fetched, what was rented is still given back.
     Failed {
         why: String,
@@ -172,6 +183,17 @@ pub struct State {
     pub outcome: Option<Outcome>,
     /// Why not everything is home.
     pub unfetched: Option<String>,
+    /// Where the rest of it may be: being kept, or kept.
+    pub kept: Option<Keep>,
+}
+
+/// What could not be brought home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// It was asked for, and whether it came about is not known.
+    Asked,
+    At(String),
 }
 
 /// The state that a journal tells of; none when it does not even say what was asked for.
@@ -202,6 +224,7 @@ impl State {
             ending: None,
             outcome: None,
             unfetched: None,
+            kept: None,
         })
     }
 
@@ -239,7 +262,7 @@ impl State {
             }
             (Prepare | Start | Watch | Fetch, Event::Lost { why }) => {
                 if self.phase == Fetch {
-                    self.unfetched = Some(why.clone());
+                    self.unfetched.get_or_insert(why.clone());
                 }
                 // Only what was cheap because it could be taken away is tried again elsewhere.
                 let again = self.renting()?.offer.spot && !self.offers.is_empty();
@@ -261,8 +284,24 @@ impl State {
                 self.conclude(ending.unwrap_or(Outcome::Failed(why.clone())));
                 Fetch
             }
+            (Fetch, Event::Keeping { why }) if self.kept.is_none() => {
+                (self.unfetched, self.kept) = (Some(why.clone()), Some(Keep::Asked));
+                self.since = at;
+                Fetch
+            }
+            (Fetch, Event::Kept { place }) if self.kept.is_some() => {
+                self.kept = Some(Keep::At(place.clone()));
+                Return
+            }
+            (Done, Event::Forgotten) if self.kept.is_some() => {
+                self.kept = None;
+                Done
+            }
             (Fetch, Event::Failed { why }) => {
-                self.unfetched = Some(why.clone());
+                self.unfetched = Some(match &self.unfetched {
+                    Some(first) => format!("{first}; and it is not kept: {why}"),
+                    None => why.clone(),
+                });
                 Return
             }
             (Rent | Prepare, Event::Ending { exit }) => {

@@ -49,6 +49,8 @@ pub fn news(event: &Event) -> Option<String> {
         Event::Refused { .. }
         | Event::Lost { .. }
         | Event::Failed { .. }
+        | Event::Keeping { .. }
+        | Event::Kept { .. }
         | Event::Ending { .. }
         | Event::Exited { .. } => Some(words(event)),
         _ => None,
@@ -69,6 +71,9 @@ fn words(event: &Event) -> String {
         Event::Exited { exit } => format!("the script has ended: {exit}"),
         Event::Lost { why } => why.clone(),
         Event::Fetched => "everything is home".into(),
+        Event::Keeping { why } => format!("what is on the machine is to be kept: {why}"),
+        Event::Kept { place } => format!("a copy of its disk is kept: {place}"),
+        Event::Forgotten => "what was kept is gone".into(),
         Event::Failed { why } => format!("failed: {why}"),
         Event::Ending { exit } => format!("it has to end: {exit}"),
         Event::Returned => "all of it is given back".into(),

@@ -5,6 +5,7 @@ mod cost;
 mod doctor;
 mod drive;
 mod events;
+mod forget;
 mod logs;
 mod offers;
 mod ps;
@@ -38,6 +39,8 @@ pub enum Command {
     Offers(offers::Args),
     /// What runs have cost
     Cost(cost::Args),
+    /// Remove what was kept of a run because it could not come home
+    Forget(forget::Args),
     /// What happened to a run, and when
     Events(events::Args),
     /// Say whether the next run would find what it needs; exit status 3 when not
@@ -58,6 +61,7 @@ impl Command {
             Self::Offers(args) => args.json,
             Self::Cost(args) => args.json,
             Self::Events(args) => args.json,
+            Self::Forget(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Ssh(_) | Self::Drive(_) => false,
         }
@@ -74,6 +78,7 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
         Command::Sweep(args) => sweep::run(args, settings, ui),
         Command::Offers(args) => offers::run(args, settings, ui),
         Command::Cost(args) => cost::run(args, settings, ui),
+        Command::Forget(args) => forget::run(args, settings, ui),
         Command::Events(args) => events::run(args, ui),
         Command::Doctor(args) => doctor::run(args, settings, ui),
         Command::Drive(args) => drive::run(args, settings, ui),

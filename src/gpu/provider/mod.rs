@@ -100,6 +100,22 @@ pub trait Provider {
         Ok(())
     }
 
+    /// Whether what is on a machine's disk can be kept apart from the machine.
+    fn can_keep(&self) -> bool {
+        false
+    }
+
+    /// Keep what is on the disk of the run's machine, where giving back does not reach: where it is, and always the same
+    /// one. None when there is no disk any more. It costs until it is forgotten.
+    fn keep(&self, _run: &RunId) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// What was kept of the run is not wanted any more. Whether it is gone.
+    fn forget(&self, _run: &RunId) -> Result<bool> {
+        Ok(true)
+    }
+
     /// All that is rented in the name of this headquarters, of whatever run.
     fn list(&self) -> Result<Vec<Rented>>;
 

@@ -7,7 +7,7 @@ use crate::{
         job::Exit,
         provider::{Machine, Offer, Rented},
         spec::{RunId, Spec, Spot},
-        state::State,
+        state::{Keep, State},
         target::Target,
     },
     host::System,
@@ -41,6 +41,8 @@ enum Story {
     StoppedAtStart,
     /// It is stopped before anything was done.
     StoppedAtOnce,
+    /// What it has made does not fit where it should come home to.
+    Full,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,10 @@ struct World {
     /// The results of a script that ended are at home.
     home: Cell<bool>,
     ended: Cell<bool>,
+    /// There is a copy of a machine's disk.
+    kept: Cell<bool>,
+    /// It was asked for before anybody had written that down.
+    unannounced: Cell<bool>,
     effects: Cell<u32>,
     die_at: Cell<Option<u32>>,
     fail_at: Cell<Option<(u32, Fails)>>,
@@ -88,6 +94,8 @@ impl World {
             lent: Cell::new(false),
             home: Cell::new(false),
             ended: Cell::new(false),
+            kept: Cell::new(false),
+            unannounced: Cell::new(false),
             effects: Cell::new(0),
             die_at: Cell::new(None),
             fail_at: Cell::new(None),
@@ -176,6 +184,20 @@ impl Provider for World {
         Ok(Vec::new())
     }
 
+    fn can_keep(&self) -> bool {
+        self.story == Story::Full
+    }
+
+    fn keep(&self, run: &RunId) -> Result<Option<String>> {
+        let told = runs::state(&self.host, run)?.is_some_and(|state| state.kept.is_some());
+        self.unannounced.set(self.unannounced.get() || !told);
+        self.effect(|| {
+            let there = !self.rigs.borrow().is_empty();
+            self.kept.set(self.kept.get() || there);
+            Ok(there.then(|| "/copy".into()))
+        })
+    }
+
     fn still_there(&self, _: &RunId) -> Result<bool> {
         Ok(!self.rigs.borrow().is_empty())
     }
@@ -232,6 +254,9 @@ impl Job for World {
         self.effect(|| {
             self.on_machine(|machine| {
                 self.ended.set(self.ended(machine));
+                if self.story == Story::Full {
+                    return Err(Error::msg("the disk is full").context(Hopeless));
+                }
                 self.home.set(self.ended(machine));
                 Ok(self.ended(machine) || machine.started.is_none())
             })
@@ -313,6 +338,9 @@ fn check(world: &World, state: &State, what: &str) {
             "results are lost, and nobody says so: {what}"
         );
     }
+    assert!(!world.unannounced.get(), "it was kept before that was written down: {what}");
+    assert!(!world.kept.get() || state.kept.is_some(), "a copy costs, and nobody knows of it: {what}");
+    assert!(world.kept.get() || !matches!(state.kept, Some(Keep::At(_))), "it is not kept: {what}");
     assert!(
         world.now.get() - BEGAN < time::Duration::hours(4),
         "it cost {}: {what}",
@@ -328,10 +356,12 @@ fn moments(story: Story) -> u32 {
     let state = live(&world);
     check(&world, &state, "nothing went wrong");
     let expected = match story {
-        Story::Plain | Story::Refused | Story::Evicted => Outcome::Exit(Exit::Code(CODE)),
+        Story::Plain | Story::Refused | Story::Evicted | Story::Full => Outcome::Exit(Exit::Code(CODE)),
         Story::Stopped | Story::StoppedAtStart | Story::StoppedAtOnce => Outcome::Exit(Exit::Stopped),
     };
-    assert_eq!((state.outcome, state.unfetched), (Some(expected), None), "{story:?}");
+    let full = (story == Story::Full).then(|| "trying again would not help: the disk is full".to_owned());
+    let kept = full.is_some().then(|| Keep::At("/copy".into()));
+    assert_eq!((state.outcome, state.unfetched, state.kept), (Some(expected), full, kept), "{story:?}");
     let tried = if matches!(story, Story::Refused | Story::Evicted) { 2 } else { 1 };
     assert_eq!(state.rentals.len(), if story == Story::StoppedAtOnce { 0 } else { tried });
     world.effects.get()
@@ -351,6 +381,7 @@ fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() 
             Story::Stopped,
             Story::StoppedAtStart,
             Story::StoppedAtOnce,
+            Story::Full,
         ];
         for story in stories {
             let all = moments(story);

@@ -34,6 +34,14 @@ fn failed() -> Event {
     Event::Failed { why: "broken".into() }
 }
 
+fn keeping() -> Event {
+    Event::Keeping { why: "too slow".into() }
+}
+
+fn kept() -> Event {
+    Event::Kept { place: "/snap".into() }
+}
+
 fn stop() -> Event {
     Event::Ending { exit: Exit::Stopped }
 }
@@ -58,6 +66,13 @@ fn every_way_to_the_end_leads_through_giving_back() {
         ([up(), vec![exited(), Fetched]].concat(), exit(Exit::Code(3)), None),
         ([up(), vec![exited(), failed()]].concat(), exit(Exit::Code(3)), Some("broken")),
         ([up(), vec![exited(), gone()]].concat(), exit(Exit::Code(3)), Some("gone")),
+        ([up(), vec![exited(), keeping(), kept()]].concat(), exit(Exit::Code(3)), Some("too slow")),
+        ([up(), vec![exited(), keeping(), gone()]].concat(), exit(Exit::Code(3)), Some("too slow")),
+        (
+            [up(), vec![exited(), keeping(), failed()]].concat(),
+            exit(Exit::Code(3)),
+            Some("too slow; and it is not kept: broken"),
+        ),
         ([up(), vec![failed(), Fetched]].concat(), Some(Outcome::Failed("broken".into())), None),
         (
             [up(), vec![stop(), Event::Exited { exit: Exit::Stopped }, Fetched]].concat(),
@@ -99,15 +114,19 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
         failed(),
         stop(),
         Event::Returned,
+        keeping(),
+        kept(),
+        Event::Forgotten,
     ];
     // In each phase, the numbers of those that can happen.
-    let table: [(&[Event], &[usize]); 7] = [
+    let table: [(&[Event], &[usize]); 8] = [
         (&[], &[8, 9]),
         (&up[..1], &[1, 2, 8, 9]),
         (&up[..2], &[3, 6, 8, 9]),
         (&up[..3], &[4, 6, 8, 9]),
         (&up, &[5, 6, 8, 9]),
-        (&[&up[..], &[failed()]].concat(), &[6, 7, 8]),
+        (&[&up[..], &[failed()]].concat(), &[6, 7, 8, 11]),
+        (&[&up[..], &[failed(), keeping()]].concat(), &[6, 7, 8, 12]),
         (&[&up[..], &[failed(), Event::Fetched]].concat(), &[10]),
     ];
     for (told, possible) in table {
@@ -117,6 +136,10 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
     }
     let done = tell(asked(&["a"]), &[stop(), Event::Returned]);
     assert!(all.iter().all(|event| done.clone().after(after(99), event).is_none()));
+    // But for what was kept, which outlives its run.
+    let kept = tell(asked(&["a"]), &[&up[..], &[failed(), keeping(), kept(), Event::Returned]].concat());
+    assert_eq!((kept.phase, &kept.kept), (Phase::Done, &Some(Keep::At("/snap".into()))));
+    assert_eq!(tell(kept, &[Event::Forgotten]).kept, None);
 }
 
 #[test]
@@ -194,15 +217,22 @@ fn journals_of_every_format_load_for_ever() {
     let entries: Vec<Entry> = v1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let kinds: std::collections::BTreeSet<_> =
         entries.iter().map(|entry| entry.event["event"].to_string()).collect();
-    assert_eq!(kinds.len(), 12, "one of each");
-    // Two runs, since no single one can both fail to come home and come home.
-    let second = entries.iter().rposition(|entry| entry.event["event"] == "asked").unwrap();
+    assert_eq!(kinds.len(), 15, "one of each");
+    // Three runs, since no single one can fail to come home, come home, and be kept.
+    let begins = |entry: &Entry| entry.event["event"] == "asked";
+    let (second, third) =
+        (1 + entries[1..].iter().position(begins).unwrap(), entries.iter().rposition(begins).unwrap());
     let state = replay(&entries[..second]).unwrap().unwrap();
     assert_eq!(state.spec.run, RunId::try_from("esn-20261124-1530-7f3a".to_owned()).unwrap());
     assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Stopped))));
     assert_eq!((state.rentals.len(), state.unfetched.as_deref()), (3, Some("disk full")));
-    let state = replay(&entries[second..]).unwrap().unwrap();
+    let state = replay(&entries[second..third]).unwrap().unwrap();
     assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Code(0)))));
+    let last = entries.len() - 1;
+    let state = replay(&entries[third..last]).unwrap().unwrap();
+    let place = "/subscriptions/s/resourceGroups/er-1a2b3c_kept/providers/Microsoft.Compute/snapshots/er-1a2b3c-big_kept";
+    assert_eq!((state.phase, state.kept), (Phase::Done, Some(Keep::At(place.into()))));
+    assert_eq!(replay(&entries[third..]).unwrap().unwrap().kept, None);
     // And what is written today reads the same when it is read again.
     for entry in &entries {
         let again = Entry::new(entry.at, &entry.event().unwrap()).unwrap();

@@ -6,10 +6,8 @@ use super::{
     Azure, Fault,
     arm::Ask,
     names::{Kind, Names, RESOURCES, TAG_HQ, TAG_OWNER, prefix},
-    told,
 };
 use crate::gpu::spec::RunId;
-use anyhow::Result;
 use serde_json::json;
 use std::time::Duration;
 
@@ -20,18 +18,8 @@ pub const TAG_KEPT: &str = "echoes-kept";
 const COPY: Duration = Duration::from_secs(300);
 
 impl Azure {
-    /// Keep a copy of the machine's disk as it is now: where it is. Repeated, it is the first one that is kept. None
-    /// when there is no disk any more.
-    pub fn keep(&self, run: &RunId) -> Result<Option<String>> {
-        self.runtime.block_on(self.keep_now(run)).map_err(told)
-    }
-
-    /// What was kept of this run is not needed any more. Whether it is gone.
-    pub fn forget(&self, run: &RunId) -> Result<bool> {
-        self.runtime.block_on(self.forget_now(run)).map_err(told)
-    }
-
-    async fn keep_now(&self, run: &RunId) -> Result<Option<String>, Fault> {
+    /// A copy of the machine's disk as it is now. Repeated, it is the first one that is kept.
+    pub(super) async fn keep_now(&self, run: &RunId) -> Result<Option<String>, Fault> {
         let names = self.names(run).await?;
         let Some(place) = self.place(&names)? else { return Ok(None) };
         let (group, id) = self.kept_id(&names, &place.group);
@@ -66,7 +54,7 @@ impl Azure {
         Ok(Some(id))
     }
 
-    async fn forget_now(&self, run: &RunId) -> Result<bool, Fault> {
+    pub(super) async fn forget_now(&self, run: &RunId) -> Result<bool, Fault> {
         let names = self.names(run).await?;
         let Some(place) = self.place(&names)? else { return Ok(true) };
         let (_, id) = self.kept_id(&names, &place.group);

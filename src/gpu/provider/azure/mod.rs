@@ -272,6 +272,18 @@ impl Provider for Azure {
         self.runtime.block_on(self.renew_now(run)).map_err(told)
     }
 
+    fn can_keep(&self) -> bool {
+        true
+    }
+
+    fn keep(&self, run: &RunId) -> Result<Option<String>> {
+        self.runtime.block_on(self.keep_now(run)).map_err(told)
+    }
+
+    fn forget(&self, run: &RunId) -> Result<bool> {
+        self.runtime.block_on(self.forget_now(run)).map_err(told)
+    }
+
     fn list(&self) -> Result<Vec<Rented>> {
         self.runtime.block_on(self.list_now()).map_err(told)
     }
