@@ -6,6 +6,7 @@ use super::{
     home::Quota,
     job::{Job, Stand},
     loan::{self, Desk},
+    provenance,
     provider::{self, Machine},
     runner::{Clock, Runner},
     runs,
@@ -112,7 +113,10 @@ impl<'a> Errands<'a> {
 impl Job for Errands<'_> {
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         let secrets = loan::secrets(self.host, &spec.run)?.into_iter().collect();
-        let given = given(self.host, self.config, spec, secrets)?;
+        let mut given = given(self.host, self.config, spec, secrets)?;
+        if !given.tags.is_empty() {
+            given.tags.extend(provenance::checkout(self.host, &spec.project, &spec.owner));
+        }
         Errand::new(self.host, given, self.say).prepare(spec, machine)
     }
 
@@ -157,6 +161,7 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
         owner,
         memory: MEMORY.into(),
         env: loan::environment(host, config, spec)?,
+        tags: loan::tags(host, config, spec)?,
         secrets,
         authority,
         quota: Quota::default(),

@@ -6,6 +6,7 @@ use super::{
     agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
     job::{Exit, Hopeless, Job, Stand},
+    provenance::{self, Tags},
     provider::Machine,
     spec::{Source, Spec},
     target::Target,
@@ -19,6 +20,7 @@ use crate::{
         process::{Bounds, Pipe},
     },
     ui::Try as _,
+    web::hold,
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use std::{
@@ -57,6 +59,9 @@ pub struct Given {
     pub memory: PathBuf,
     /// For the script, besides the run's own: where MLflow is, and who it is there.
     pub env: Vec<(String, String)>,
+    /// What every MLflow run of the script's is tagged with, besides what is found out on the way; nothing where there is
+    /// no MLflow.
+    pub tags: Tags,
     /// As `env`; in no journal, argument or log.
     pub secrets: Secrets,
     /// Who signed what MLflow shows, in PEM.
@@ -74,6 +79,8 @@ pub struct Errand<'a> {
     grace: u64,
     hash: OnceLock<String>,
     home: Mutex<Option<Home<'a>>>,
+    /// What this run is made from, as far as it was looked at.
+    made_from: Mutex<Tags>,
 }
 
 /// A conversation with the agent.
@@ -85,7 +92,8 @@ struct Talk {
 impl<'a> Errand<'a> {
     pub fn new(host: &'a Host, given: Given, say: &'a (dyn Fn(&str) + Sync)) -> Self {
         let (program, grace) = ("/proc/self/exe".into(), GRACE);
-        Self { host, given, say, program, grace, hash: OnceLock::new(), home: Mutex::new(None) }
+        let (hash, home, made_from) = (OnceLock::new(), Mutex::new(None), Mutex::default());
+        Self { host, given, say, program, grace, hash, home, made_from }
     }
 
     #[cfg(test)]
@@ -204,6 +212,7 @@ impl<'a> Errand<'a> {
         let (dir, tree) = code.context(Hopeless)?;
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
         ensure_among(&tree, &script, &spec.project)?;
+        self.note(provenance::code(&tree));
         wire.tell(&Ask::Code { hash: tree.hash() })?;
         let sent = tree::send(wire, &dir, &tree, Squeeze::Yes)?;
         (self.say)(&match sent.files {
@@ -243,6 +252,7 @@ impl<'a> Errand<'a> {
             let mut known = self.known(name)?;
             let (dir, tree) = tree::data(self.host, &at, &mut known)?;
             self.remember(name, &known)?;
+            self.note([provenance::data(name, &tree)]);
             (self.say)(&format!("{name}: {} files, {} MiB", tree.0.len(), tree.bytes() >> 20));
             let sent = self.hold(spec, machine, SENDING, |wire| {
                 wire.tell(&Ask::Data { name: rel.clone(), hash: tree.hash() })?;
@@ -287,12 +297,26 @@ impl<'a> Errand<'a> {
         }
     }
 
+    fn note(&self, tags: impl IntoIterator<Item = (String, String)>) {
+        hold(&self.made_from).extend(tags);
+    }
+
+    /// For MLflow, where there is one.
+    fn told(&self) -> Option<(String, String)> {
+        if self.given.tags.is_empty() {
+            return None;
+        }
+        let mut tags = self.given.tags.clone();
+        tags.extend(hold(&self.made_from).clone());
+        provenance::variable(&tags)
+    }
+
     fn order(&self, spec: &Spec) -> Result<Order> {
         let rel = |path: &Path| Rel::try_from(path).map_err(|why| anyhow!(why));
         Ok(Order {
             script: rel(&spec.script)?,
             arguments: spec.arguments.clone(),
-            env: self.given.env.iter().chain(&spec.env).cloned().collect(),
+            env: self.given.env.iter().cloned().chain(self.told()).chain(spec.env.iter().cloned()).collect(),
             out: spec.out.iter().map(|path| rel(path)).collect::<Result<_>>()?,
             max_seconds: spec.max_seconds,
             grace: self.grace,

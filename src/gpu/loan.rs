@@ -5,6 +5,7 @@
 
 use super::{
     job::Hopeless,
+    provenance::Tags,
     runner::Loan,
     runs,
     spec::{RunId, Source, Spec},
@@ -25,6 +26,9 @@ use crate::{
 };
 use anyhow::{Context as _, Result};
 use std::{collections::BTreeMap, path::Path, path::PathBuf};
+
+/// By which the MLflow runs of a run are found.
+pub const TAG_RUN: &str = "echoes.run";
 
 const USER: &str = "MLFLOW_TRACKING_USERNAME";
 const PASSWORD: &str = "MLFLOW_TRACKING_PASSWORD";
@@ -64,12 +68,20 @@ pub fn mlflow(host: &Host, config: &Config, source: &Source) -> Result<Option<St
     })
 }
 
-/// For the script's environment: where MLflow is, and what every MLflow run that it begins is tagged with, without a
-/// word in the script (MLflow's `SystemEnvironmentContext`).
+/// For the script's environment: where MLflow is.
 pub fn environment(host: &Host, config: &Config, spec: &Spec) -> Result<Vec<(String, String)>> {
-    let Some(url) = mlflow(host, config, &spec.source)? else { return Ok(Vec::new()) };
-    let tags = serde_json::json!({ "echoes.run": spec.run, "echoes.owner": spec.owner });
-    Ok(vec![("MLFLOW_TRACKING_URI".into(), url), ("MLFLOW_RUN_CONTEXT".into(), tags.to_string())])
+    let url = mlflow(host, config, &spec.source)?;
+    Ok(url.map(|url| ("MLFLOW_TRACKING_URI".into(), url)).into_iter().collect())
+}
+
+/// What every MLflow run that the script begins is tagged with; nothing where there is no MLflow.
+pub fn tags(host: &Host, config: &Config, spec: &Spec) -> Result<Tags> {
+    Ok(match mlflow(host, config, &spec.source)? {
+        Some(_) => {
+            [(TAG_RUN.into(), spec.run.to_string()), ("echoes.owner".into(), spec.owner.clone())].into()
+        }
+        None => Tags::new(),
+    })
 }
 
 pub struct Desk<'a> {
@@ -218,9 +230,13 @@ mod tests {
         Desk { host: &host, config: &config }.lend(&state(Source::Local, &[])).unwrap();
         assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
         let environment = environment(&host, &config, &Spec::example("r1")).unwrap();
-        let tags = r#"{"echoes.run":"r1","echoes.owner":"ana"}"#;
-        let expected = [("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"), ("MLFLOW_RUN_CONTEXT", tags)];
+        let expected = [("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")];
         assert_eq!(environment, expected.map(|(name, value)| (name.into(), value.into())));
+        let tagged = tags(&host, &config, &Spec::example("r1")).unwrap();
+        assert_eq!(
+            tagged,
+            [(TAG_RUN, "r1"), ("echoes.owner", "ana")].map(|(n, v)| (n.into(), v.into())).into()
+        );
         assert_eq!(mlflow(&host, &config, &elsewhere()).unwrap().unwrap(), "https://mlflow.localhost");
     }
 

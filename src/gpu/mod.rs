@@ -18,6 +18,7 @@ pub mod loan;
 pub mod log;
 pub mod metrics;
 pub mod offer;
+pub mod provenance;
 pub mod provider;
 pub mod receipt;
 pub mod runner;

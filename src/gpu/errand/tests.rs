@@ -119,6 +119,7 @@ impl World {
             owner: self.owner,
             memory: self.at("memory"),
             env: vec![("MLFLOW_TRACKING_URI".into(), "https://hq".into())],
+            tags: [("echoes.run".into(), "r1".into())].into(),
             secrets: vec![("KEY".into(), "s3cr3t".into())],
             authority: None,
             quota: Quota { free: 0, ..Quota::default() },
