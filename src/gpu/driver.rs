@@ -11,6 +11,7 @@ use super::{
     runner::{Clock, Runner},
     runs,
     spec::{RunId, Source, Spec},
+    telling::Telling,
 };
 use crate::{
     config::{Config, Signer},
@@ -18,6 +19,7 @@ use crate::{
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
+    web::hold,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -101,12 +103,19 @@ struct Errands<'a> {
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
+    /// None: there is no MLflow, or the script itself has it measure.
+    telling: Option<Mutex<Telling<'a>>>,
 }
 
 impl<'a> Errands<'a> {
     fn new(host: &'a Host, config: &'a Config, spec: &Spec, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
         let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
-        Ok(Self { host, config, say, errand })
+        let itself = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
+        // We are here, wherever the script is.
+        let base = loan::mlflow(host, config, &Source::Local)?.filter(|_| !itself);
+        let (run, results) = (spec.run.clone(), runs::all_results(config));
+        let telling = base.map(|base| Mutex::new(Telling { host, base, run, results, told: 0 }));
+        Ok(Self { host, config, say, errand, telling })
     }
 }
 
@@ -133,7 +142,12 @@ impl Job for Errands<'_> {
     }
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
-        self.errand.fetch(spec, machine)
+        let fetched = self.errand.fetch(spec, machine);
+        // Numbers to look at hold nothing up.
+        if let Some(Err(error)) = self.telling.as_ref().map(|telling| hold(telling).tell()) {
+            (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}"));
+        }
+        fetched
     }
 }
 

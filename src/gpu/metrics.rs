@@ -7,12 +7,45 @@ use serde_json::{Value, json};
 /// MLflow takes no more in one request: `POST /api/2.0/mlflow/runs/log-batch`.
 const MOST: usize = 1000;
 
-/// The bodies of the requests that tell of these samples, the first of which is the `first` of its run. A line that
-/// cannot be read comes from a machine that is not believed in, and is passed over.
-pub fn batches(mlflow_run: &str, lines: &str, first: u64) -> Vec<Value> {
-    let samples = lines.lines().filter_map(|line| serde_json::from_str::<Sample>(line).ok());
+/// A run of MLflow's, from when to when it went: in milliseconds since 1970, by the clock of the machine that it was on, which
+/// is also the clock of the samples.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    pub id: String,
+    pub began: u64,
+    /// None: it goes on.
+    pub ended: Option<u64>,
+}
+
+impl Logged {
+    fn was_at(&self, at: u64) -> bool {
+        self.began <= at && self.ended.is_none_or(|ended| at <= ended)
+    }
+}
+
+/// As `runs/search` has them. What is not as it should be is passed over.
+pub fn logged(answer: &Value) -> Vec<Logged> {
+    let runs = answer["runs"].as_array().into_iter().flatten();
+    let read = |run: &Value| {
+        let info = &run["info"];
+        let id = info["run_id"].as_str()?.into();
+        Some(Logged {
+            id,
+            began: info["start_time"].as_u64()?,
+            ended: info["end_time"].as_u64().filter(|at| *at > 0),
+        })
+    };
+    runs.filter_map(read).collect()
+}
+
+/// The bodies of the requests that tell a run of these samples, the first of which is the `first` of all. Said twice is said
+/// once: MLflow knows a number by its name, time and step. A line that cannot be read comes from a machine that is not
+/// believed in, and is passed over.
+pub fn batches(run: &Logged, lines: &str, first: u64) -> Vec<Value> {
+    let samples = lines.lines().map(|line| serde_json::from_str::<Sample>(line).ok());
     let metrics: Vec<Value> = samples
         .zip(first..)
+        .filter_map(|(sample, step)| Some((sample.filter(|sample| run.was_at(sample.at))?, step)))
         .flat_map(|(sample, step)| {
             let at = sample.at;
             let number = move |(name, value): (String, f64)| {
@@ -21,7 +54,7 @@ pub fn batches(mlflow_run: &str, lines: &str, first: u64) -> Vec<Value> {
             named(&sample).into_iter().filter(|(_, value)| value.is_finite()).map(number)
         })
         .collect();
-    metrics.chunks(MOST).map(|metrics| json!({ "run_id": mlflow_run, "metrics": metrics })).collect()
+    metrics.chunks(MOST).map(|metrics| json!({ "run_id": run.id, "metrics": metrics })).collect()
 }
 
 fn named(sample: &Sample) -> Vec<(String, f64)> {
@@ -66,7 +99,8 @@ mod tests {
             ..Sample::default()
         };
         let line = serde_json::to_string(&sample).unwrap();
-        let one = batches("abc", &format!("{line}\nnonsense\n"), 3);
+        let run = Logged { id: "abc".into(), began: 7, ended: None };
+        let one = batches(&run, &format!("{line}\nnonsense\n"), 3);
         assert_eq!(one.len(), 1);
         assert_eq!(one[0]["run_id"], "abc");
         let metrics = one[0]["metrics"].as_array().unwrap();
@@ -79,12 +113,31 @@ mod tests {
         assert_eq!(of("system_memory_usage_percentage").unwrap()["value"], 25.0);
         assert_eq!(of("gpu_0_power_usage_watts"), None, "what a card does not know is not said");
         assert_eq!(of("disk_usage_percentage"), None, "no share of nothing");
-        let many = batches("abc", &format!("{line}\n").repeat(600), 0);
+        let many = batches(&run, &format!("{line}\n").repeat(600), 0);
         assert!(
             many.len() > 4 && many.iter().all(|batch| batch["metrics"].as_array().unwrap().len() <= 1000)
         );
         let last = many.last().unwrap()["metrics"].as_array().unwrap().last().unwrap()["step"].clone();
         assert_eq!(last, 599);
-        assert_eq!(batches("abc", "", 0), Vec::<Value>::new());
+        assert_eq!(batches(&run, "", 0), Vec::<Value>::new());
+        for elsewhere in [Logged { began: 8, ..run.clone() }, Logged { began: 1, ended: Some(6), ..run }] {
+            assert_eq!(
+                batches(&elsewhere, &line, 0),
+                Vec::<Value>::new(),
+                "it was not there yet, or any more"
+            );
+        }
+    }
+
+    #[test]
+    fn mlflow_says_which_runs_there_are() {
+        let answer = json!({ "runs": [
+            { "info": { "run_id": "a", "start_time": 5, "end_time": 9 } },
+            { "info": { "run_id": "b", "start_time": 5, "status": "RUNNING" } },
+            { "info": { "run_id": "c" } },
+        ] });
+        let run = |id: &str, ended| Logged { id: id.into(), began: 5, ended };
+        assert_eq!(logged(&answer), [run("a", Some(9)), run("b", None)]);
+        assert_eq!(logged(&json!({})), []);
     }
 }

@@ -27,5 +27,6 @@ pub mod spec;
 pub mod state;
 pub mod sweep;
 pub mod target;
+pub mod telling;
 pub mod tree;
 pub mod wire;

@@ -1,0 +1,173 @@
+//! What came home about the machine's load, told to MLflow: to the runs that the script began there, by their tag.
+
+use super::{
+    loan::TAG_RUN,
+    metrics::{batches, logged},
+    spec::RunId,
+};
+use crate::{
+    host::{
+        Host,
+        beneath::{Beneath, Rel},
+    },
+    web::client,
+};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::{io::Read as _, path::PathBuf, time::Duration};
+
+/// Whoever drives a run has other things to look after.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Some thousands of samples of a machine with eight GPUs are a few megabytes. It is written by a machine that is not
+/// believed in.
+const MOST: u64 = 64 << 20;
+
+/// A script that begins more runs than these at MLflow has the newest told.
+const RUNS: usize = 100;
+
+/// One run's.
+pub struct Telling<'a> {
+    pub host: &'a Host,
+    /// MLflow's, on this machine.
+    pub base: String,
+    pub run: RunId,
+    /// Where results of all runs come home to.
+    pub results: PathBuf,
+    /// How many lines MLflow has heard of. A new driver tells all of them again, which changes nothing.
+    pub told: u64,
+}
+
+impl Telling<'_> {
+    /// Tell what is new.
+    pub fn tell(&mut self) -> Result<()> {
+        let text = self.samples()?;
+        // The last line may be half of one.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let (told, count) = (usize::try_from(self.told)?, whole.lines().count());
+        if count <= told {
+            return Ok(());
+        }
+        let new: String = whole.split_inclusive('\n').skip(told).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let telling = async { tokio::time::timeout(PATIENCE, self.send(&new)).await };
+        runtime.context("starting the async runtime")?.block_on(telling).context("MLflow is slow")??;
+        self.told = count as u64;
+        Ok(())
+    }
+
+    /// Their directory is a person's: nobody's link is followed there.
+    fn samples(&self) -> Result<String> {
+        let Some(results) = Beneath::open(self.host, &self.results)? else { return Ok(String::new()) };
+        let Some((file, _)) = results.read(&Rel::new(&format!("{}/samples.jsonl", self.run))?)? else {
+            return Ok(String::new());
+        };
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes).context("reading samples.jsonl")?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    async fn send(&self, lines: &str) -> Result<()> {
+        let experiments = self.ask("experiments/search", &json!({ "max_results": 1000 })).await?;
+        let ids = experiments["experiments"].as_array().into_iter().flatten();
+        let ids: Vec<&Value> = ids.map(|one| &one["experiment_id"]).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        // The name of a run has neither quotes nor backslashes in it.
+        let filter = format!("tags.`{TAG_RUN}` = '{}'", self.run);
+        let question = json!({ "experiment_ids": ids, "filter": filter, "max_results": RUNS });
+        for run in logged(&self.ask("runs/search", &question).await?) {
+            for batch in batches(&run, lines, self.told) {
+                self.ask("runs/log-batch", &batch).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, what: &str, question: &Value) -> Result<Value> {
+        let url = format!("{}/api/2.0/mlflow/{what}", self.base.trim_end_matches('/'));
+        let answer = client::plain()?.ask("POST", &url, None, Some(serde_json::to_vec(question)?)).await?;
+        ensure!(answer.status == 200, "{url} answered {}: {}", answer.status, answer.start());
+        serde_json::from_slice(&answer.body).with_context(|| format!("reading the answer of {url}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+    use axum::{Json, Router, extract::State, routing::post};
+    use std::{
+        path::Path,
+        sync::{Arc, Mutex},
+    };
+
+    type Heard = Arc<Mutex<Vec<Value>>>;
+
+    /// As MLflow answers: an experiment with one run in it, which goes on.
+    fn mlflow(heard: &Heard) -> (tokio::runtime::Runtime, String) {
+        let runs = async |State(heard): State<Heard>, Json(question): Json<Value>| {
+            heard.lock().unwrap().push(question);
+            Json(json!({ "runs": [{ "info": { "run_id": "abc", "start_time": 5 } }] }))
+        };
+        let batch = async |State(heard): State<Heard>, Json(batch): Json<Value>| {
+            heard.lock().unwrap().push(batch);
+            Json(json!({}))
+        };
+        let experiments = async || Json(json!({ "experiments": [{ "experiment_id": "7" }] }));
+        let router = Router::new()
+            .route("/api/2.0/mlflow/experiments/search", post(experiments))
+            .route("/api/2.0/mlflow/runs/search", post(runs))
+            .route("/api/2.0/mlflow/runs/log-batch", post(batch))
+            .with_state(Arc::clone(heard));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let door = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let base = format!("http://{}", door.local_addr().unwrap());
+        runtime.spawn(async move { axum::serve(door, router).await });
+        (runtime, base)
+    }
+
+    #[test]
+    fn what_is_new_is_told_once_and_half_a_line_waits() {
+        let heard = Heard::default();
+        let (_mlflow, base) = mlflow(&heard);
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let (run, results) = (RunId::try_from("r1".to_owned()).unwrap(), PathBuf::from("/results"));
+        let mut telling = Telling { host: &host, base, run, results, told: 0 };
+        telling.tell().unwrap();
+        assert!(heard.lock().unwrap().is_empty(), "there is nothing to tell yet");
+
+        let line = |at: u64| {
+            format!(r#"{{"at":{at},"cpu":50.0,"memory":1,"memory_total":4,"disk":0,"disk_total":0}}"#)
+        };
+        let write = |text: String| {
+            host.write(Path::new("/results/r1/samples.jsonl"), 0o644, text.as_bytes()).unwrap()
+        };
+        write(format!("{}\n{}", line(6), &line(7)[..9]));
+        telling.tell().unwrap();
+        telling.tell().unwrap();
+        write(format!("{}\n{}\n", line(6), line(7)));
+        telling.tell().unwrap();
+        let heard = heard.lock().unwrap();
+        assert_eq!(heard[0]["filter"], "tags.`echoes.run` = 'r1'");
+        let steps: Vec<_> = heard.iter().filter_map(|one| one["metrics"][0]["step"].as_u64()).collect();
+        assert_eq!(steps, [0, 1], "each once: {heard:?}");
+        assert!(heard.iter().filter(|one| one["metrics"].is_array()).all(|batch| batch["run_id"] == "abc"));
+    }
+
+    #[test]
+    fn a_link_in_the_results_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.write(Path::new("/secret"), 0o600, b"{}\n").unwrap();
+        host.make_dir(Path::new("/results/r1")).unwrap();
+        host.link(Path::new("/results/r1/samples.jsonl"), Path::new("/secret")).unwrap();
+        let run = RunId::try_from("r1".to_owned()).unwrap();
+        // Nobody is there to be told: whoever read something would fail.
+        let base = "http://127.0.0.1:9".into();
+        Telling { host: &host, base, run, results: "/results".into(), told: 0 }.tell().unwrap();
+    }
+}
