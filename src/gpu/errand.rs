@@ -333,19 +333,6 @@ impl<'a> Errand<'a> {
         })
     }
 
-    /// Nothing of the run is left over there when this returns; what runs share stays.
-    pub fn leave(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        let leave = || self.run(&self.verb(spec, machine, "leave", true)?, b"", ASKING);
-        let (mut status, mut said) = leave().context("taking the run off its machine")?;
-        if status == 127 {
-            // Nothing came so far, or somebody has tidied up: what is needed to look is brought.
-            self.bring(machine)?;
-            (status, said) = leave().context("taking the run off its machine")?;
-        }
-        ensure!(status == 0, "taking the run off its machine: exit status {status}: {said}");
-        Ok(())
-    }
-
     fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         let start = self.verb(spec, machine, "start", true)?;
         let (status, said) = self.run(&start, b"", ASKING).context("starting the script")?;

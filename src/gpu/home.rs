@@ -354,16 +354,6 @@ impl<'a> Home<'a> {
         self.memory.add(landed);
         Ok(())
     }
-
-    /// What is here: path, bytes, SHA-256.
-    pub fn files(&self) -> impl Iterator<Item = (&Rel, u64, &str)> {
-        self.memory.files.iter().map(|((_, path), (stamp, hash))| (path, stamp.len, hash.as_str()))
-    }
-
-    /// What is not, and why.
-    pub fn left(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.memory.left.iter().map(|((_, path), why)| (path.as_str(), why.as_str()))
-    }
 }
 
 /// The two cannot meet, whatever they are named over there.

@@ -4,10 +4,6 @@
 //! holds the journal's lock drives the run, so any process may die and any other may go on. A `provider` is where
 //! machines come from, a `job` is what happens on one, and a `target` is how a command gets there.
 
-// Azure is not among the providers of `gpu-run` yet, so parts of it, and what the driver will do for it, are called by
-// tests alone.
-#![allow(dead_code)]
-
 pub mod agent;
 pub mod driver;
 pub mod errand;

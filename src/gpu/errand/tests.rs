@@ -21,6 +21,21 @@ use std::{
     sync::Arc,
 };
 
+impl Errand<'_> {
+    /// As providers do at the end. Nothing of the run is left over there when this returns; what runs share stays.
+    fn leave(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let leave = || self.run(&self.verb(spec, machine, "leave", true)?, b"", ASKING);
+        let (mut status, mut said) = leave().context("taking the run off its machine")?;
+        if status == 127 {
+            // Nothing came so far, or somebody has tidied up: what is needed to look is brought.
+            self.bring(machine)?;
+            (status, said) = leave().context("taking the run off its machine")?;
+        }
+        ensure!(status == 0, "taking the run off its machine: exit status {status}: {said}");
+        Ok(())
+    }
+}
+
 /// The program as it was built: a test's own executable has no verbs. Tests of commands have cargo build it; when only
 /// these here are asked for, it must be there, and not be an old one.
 fn program() -> PathBuf {

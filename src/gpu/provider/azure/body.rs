@@ -61,11 +61,6 @@ impl Blueprint<'_> {
         Ask::put(id, kind.version(), body)
     }
 
-    pub fn group(&self) -> Ask {
-        let body = json!({"location": self.offer.region, "tags": self.names.tags(self.owner, self.expires)});
-        Ask::put(self.names.group_id(self.group), RESOURCES, body)
-    }
-
     /// Closed to all but headquarters; in Azure's networks every neighbour may come in by default.
     pub fn security(&self) -> Ask {
         let rule = |name: &str, priority: u16, access: &str, from: &str, protocol: &str, port: &str| {
@@ -197,6 +192,12 @@ fn cloud_init(keys: &Keys, clone: bool) -> String {
     if clone { text + include_str!("../../../../assets/azure/cloud-init-clone.yaml") } else { text }
 }
 
+/// A group of the run's own, for all that comes after it.
+pub fn group(names: &Names, name: &str, region: &str, owner: &str, expires: OffsetDateTime) -> Ask {
+    let body = json!({"location": region, "tags": names.tags(owner, expires)});
+    Ask::put(names.group_id(name), RESOURCES, body)
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
@@ -256,7 +257,7 @@ pub mod tests {
             expires,
         };
         vec![
-            blueprint.group(),
+            group(&names, "g", &offer.region, "ada", expires),
             blueprint.security(),
             blueprint.network(),
             blueprint.snapshot(disk),

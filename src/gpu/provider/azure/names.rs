@@ -4,10 +4,7 @@
 //! `er-HQ-RUN` is the machine, and the group that it is in; `er-HQ-RUN_nsg` and the like are what belongs to it. A
 //! run's name has no `_`, so no thing of one run can be taken for one of another.
 
-use crate::{
-    gpu::spec::{RunId, Spec},
-    hash::sha256,
-};
+use crate::{gpu::spec::RunId, hash::sha256};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -157,10 +154,6 @@ impl Names {
             TAG_OWNER: owner.chars().take(256).collect::<String>(),
             TAG_EXPIRES: stamp(expires),
         })
-    }
-
-    pub fn tags_of(&self, spec: &Spec, expires: OffsetDateTime) -> Value {
-        self.tags(&spec.owner, expires)
     }
 
     /// Whether what these tags are on is this headquarters', of this run.

@@ -3,7 +3,7 @@
 use super::{
     Azure, Class, Fault, Offer, Refusal, Rent, Spec,
     arm::Ask,
-    body::{Blueprint, USER, schedule},
+    body::{self, Blueprint, USER, schedule},
     names::{Kind, NETWORK, Names, RESOURCES, TAG_EXPIRES, stamp},
     network::Way,
     operation::{Stand, Watch},
@@ -137,9 +137,9 @@ impl Azure {
             }
             Group::Absent => {
                 self.note_place(names, &own, &offer.region)?;
-                let tags = names.tags_of(spec, self.arm.clock().now() + self.settings.lease);
-                let body = json!({"location": offer.region, "tags": tags});
-                match self.arm.send(&Ask::put(names.group_id(&own), RESOURCES, body)).await {
+                let expires = self.arm.clock().now() + self.settings.lease;
+                let ask = body::group(names, &own, &offer.region, &spec.owner, expires);
+                match self.arm.send(&ask).await {
                     Ok(_) => return Ok(own),
                     Err(fault) if fault.is_lost() && self.see_group(names, &own).await? == Group::Ours => {
                         return Ok(own);
