@@ -7,22 +7,23 @@
 
 #[path = "support/cloud.rs"]
 mod cloud;
+#[path = "support/gpu_story.rs"]
+mod gpu_story;
 #[path = "support/here.rs"]
 mod here;
 
-use cloud::{Cloud, Metal, Options, Order, Pace, Takes};
+use cloud::{Metal, Options, Order, Pace, Takes};
+use gpu_story::{Story, T4, words};
 use here::Here;
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Child, Command},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
-
-const T4: &str = "Standard_NC4as_T4_v3";
 
 /// Machines that are this one: what Azure hands down to them is given to an sshd in the namespace of the story.
 struct Sshd {
@@ -107,65 +108,19 @@ impl Metal for Sshd {
     }
 }
 
-struct Story {
-    cloud: Cloud,
-    here: Here,
-}
-
-impl Story {
-    fn new() -> Option<Self> {
-        let here = Here::new()?;
-        let sshd = Arc::new(Sshd::new(&here)?);
-        let port = sshd.port;
-        // Twenty times as fast as the world: what takes Azure minutes takes seconds here.
-        let takes = Takes { retry_after: Some(1), ..Takes::default() };
-        let token = Duration::from_secs(24 * 3600);
-        let options = Options { pace: Pace::Running(20.0), takes, token, metal: sshd, ..Options::default() };
-        let cloud = Cloud::start(options)?;
-        let settings = format!(
-            "[gpu.azure]\nsubscription = {:?}\nendpoint = {:?}\nlogin = {:?}\nmetadata = {:?}\nprices = {:?}\n\
-             audience = \"https://management.azure.com\"\nssh_port = {port}\n",
-            cloud.subscription(),
-            cloud.arm(),
-            cloud.login(),
-            cloud.imds(),
-            cloud.prices(),
-        );
-        fs::write(here.path("c.toml"), settings).unwrap();
-        Some(Self { cloud, here })
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let (config, principal) = (self.here.path("c.toml"), self.cloud.principal());
-        let first = ["--config", config.to_str().unwrap()];
-        let mut command = self.here.command(&[&first, arguments].concat());
-        command
-            .env("AZURE_TENANT_ID", principal.tenant)
-            .env("AZURE_CLIENT_ID", principal.client)
-            .env("AZURE_CLIENT_SECRET", principal.secret);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn gpu_run(&self, name: &str, more: &[&str]) -> Output {
-        let script = self.here.path("code/train.py");
-        let first =
-            ["gpu-run", script.to_str().unwrap(), "--provider", "azure", "--name", name, "--vm-size", T4];
-        let last = ["--", self.here.dir.path().to_str().unwrap(), "2"];
-        self.run(&[&first, more, &last].concat())
-    }
-}
-
-fn words(out: &[u8]) -> String {
-    String::from_utf8_lossy(out).into_owned()
+/// Twenty times as fast as the world: what takes Azure minutes takes seconds here.
+fn story() -> Option<Story> {
+    let here = Here::new()?;
+    let sshd = Arc::new(Sshd::new(&here)?);
+    let (port, takes) = (sshd.port, Takes { retry_after: Some(1), ..Takes::default() });
+    let there = here.dir.path().display().to_string();
+    let options = Options { pace: Pace::Running(20.0), takes, metal: sshd, ..Options::default() };
+    Story::new(here, port, &there, options)
 }
 
 #[test]
 fn what_can_be_had_is_shown_and_nothing_is_rented_without_a_yes() {
-    let Some(story) = Story::new() else { return };
+    let Some(story) = story() else { return };
     let plan = story.gpu_run("plan", &["--dry-run", "--max-cost", "5"]);
     let said = words(&plan.stderr);
     assert_eq!(plan.status.code(), Some(0), "{said}");
@@ -187,25 +142,6 @@ fn what_can_be_had_is_shown_and_nothing_is_rented_without_a_yes() {
 
 #[test]
 fn a_script_runs_on_a_rented_machine_and_nothing_of_that_is_left() {
-    let Some(story) = Story::new() else { return };
-    let begun = story.gpu_run("esn", &["-y", "--detach", "--secret", "API_KEY"]);
-    assert_eq!(begun.status.code(), Some(0), "{}", words(&begun.stderr));
-    for event in ["rented", "prepared", "started", "exited", "fetched", "returned"] {
-        story.here.until(event, || story.here.events("esn").iter().any(|one| one == event));
-    }
-    let attached = story.run(&["gpu", "attach", "esn"]);
-    let (said, result) = (words(&attached.stderr), words(&attached.stdout));
-    assert_eq!(attached.status.code(), Some(7), "{said}{result}");
-    assert!(said.contains("gone: all of it, looked for twice") && said.contains(T4), "{said}");
-    assert_eq!(story.here.result("esn", "step1.txt").as_deref(), Some("loss 1"));
-    assert!(story.here.result("esn", "log.txt").unwrap().contains("trained on esn\n"));
-
-    assert_eq!(story.cloud.left(), Vec::<String>::new(), "{}", story.cloud.story());
-    story.cloud.assert_honest();
-    let receipt = story.run(&["gpu", "cost", "esn", "--json"]);
-    let receipt: serde_json::Value = serde_json::from_slice(&receipt.stdout).unwrap();
-    assert_eq!((&receipt["proven_gone"], &receipt["all_home"]), (&true.into(), &true.into()), "{receipt}");
-    assert!(receipt["cost"].as_u64().unwrap() > 0, "{receipt}");
-    let sweep = story.run(&["gpu", "sweep"]);
-    assert_eq!((sweep.status.code(), words(&sweep.stderr).as_str()), (Some(0), "nothing is loose\n"));
+    let Some(story) = story() else { return };
+    story.runs_to_its_receipt();
 }
