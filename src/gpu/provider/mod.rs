@@ -177,7 +177,7 @@ pub fn offers(spec: &Spec, host: &Arc<Host>, config: &Config) -> Result<Choice> 
             let azure = rented(host, config, "")?;
             let markets = azure.markets(&spec.regions, &sizes);
             let markets =
-                markets.or_try("`az login`, or AZURE_CLIENT_ID: `echoes-appliance gpu doctor` says more")?;
+                markets.or_try("--region says where, gpu.azure.subscription who pays, `az login` or AZURE_CLIENT_ID who we are")?;
             let wish =
                 Wish { sizes, spot: spec.spot, max_cost: spec.max_cost, max_seconds: spec.max_seconds };
             let rows = choose(&wish, &markets, OffsetDateTime::now_utc().date());

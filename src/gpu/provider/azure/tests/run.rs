@@ -6,14 +6,14 @@ use super::{
     stage::{Stage, T4, offer, spec},
 };
 use crate::gpu::{
-    job::{Exit, Job, Stand},
-    provider::{Machine, Offer},
+    job::{Exit, Hopeless, Job, Stand},
+    provider::{Machine, Offer, Provider as _},
     runner::{Clock, Loan, Runner},
     runs,
     spec::Spec,
-    state::{Event, Outcome, Phase, State},
+    state::{Event, Keep, Outcome, Phase, State},
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, bail, ensure};
 use std::{cell::Cell, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 
@@ -25,12 +25,21 @@ struct Script {
     /// Taken away once, so long after its beginning.
     evicted: Cell<Option<Duration>>,
     born: Cell<usize>,
+    /// There is no room for what it has made.
+    full: Cell<bool>,
 }
 
 impl Script {
     fn new(stage: &Stage, long: Duration) -> Self {
         let cloud = Arc::clone(&stage.cloud);
-        Self { cloud, long, began: Cell::new(None), evicted: Cell::new(None), born: Cell::new(0) }
+        Self {
+            cloud,
+            long,
+            began: Cell::new(None),
+            evicted: Cell::new(None),
+            born: Cell::new(0),
+            full: Cell::new(false),
+        }
     }
 
     fn now(&self) -> OffsetDateTime {
@@ -75,6 +84,9 @@ impl Job for Script {
     }
 
     fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+        if self.full.get() {
+            return Err(Error::msg("the disk is full").context(Hopeless));
+        }
         self.there().map(|()| true)
     }
 }
@@ -153,4 +165,24 @@ fn a_run_goes_on_elsewhere_when_there_is_no_room_and_when_it_is_taken_away() {
     assert_eq!((came, script.born.get()), (vec![false, true, true], 2));
     assert!(state.rentals.iter().all(|rental| rental.returned.is_some()));
     stage.assert_clean();
+}
+
+#[test]
+fn what_cannot_come_home_is_kept_and_its_machine_is_given_back() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    let script = Script::new(&stage, Duration::from_secs(1200));
+    script.full.set(true);
+    let spec = spec("full");
+    let state = drive(&stage, &script, &spec, vec![offer(T4, "eastus")]);
+    assert_eq!(
+        (state.phase, &state.outcome),
+        (Phase::Done, &Some(Outcome::Exit(Exit::Code(0)))),
+        "{state:#?}"
+    );
+    let Some(Keep::At(place)) = &state.kept else { panic!("{state:#?}") };
+    assert_eq!(stage.cloud.costing(), std::slice::from_ref(place));
+    assert_eq!(stage.azure.list().unwrap(), [], "it is kept on purpose");
+    assert!(stage.azure.forget(&spec.run).unwrap());
+    assert_eq!(stage.cloud.costing(), Vec::<String>::new());
+    stage.cloud.assert_honest();
 }
