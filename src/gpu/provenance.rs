@@ -2,7 +2,10 @@
 //! from it, and the hashes of code, environment and datasets. Whoever looks at a number a year later finds what made it.
 
 use super::tree::{Tree, What};
-use crate::host::{Cmd, Host};
+use crate::{
+    hash::hex,
+    host::{Cmd, Host},
+};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use std::{collections::BTreeMap, path::Path};
@@ -68,7 +71,7 @@ pub fn code(tree: &Tree) -> Tags {
             any = true;
         }
     }
-    let environment = any.then(|| ("echoes.environment".to_owned(), super::tree::hex(&hash.finalize())));
+    let environment = any.then(|| ("echoes.environment".to_owned(), hex(&hash.finalize())));
     [("echoes.code".to_owned(), tree.hash())].into_iter().chain(environment).collect()
 }
 
