@@ -210,7 +210,11 @@ impl Arm {
     }
 
     async fn once(&self, ask: &Ask, url: &Url, doing: &str, token: &str) -> Result<Answer, Fault> {
-        let lost = |e: reqwest::Error| Fault::lost(doing, chain(&e.without_url()));
+        let lost = |e: reqwest::Error| {
+            let e = e.without_url();
+            // Nothing was asked of somebody whom nobody vouches for, and asking again changes nothing.
+            if unvouched(&e) { Fault::here(doing, chain(&e)) } else { Fault::lost(doing, chain(&e)) }
+        };
         let mut request = self.http.request(ask.method.clone(), url.clone()).bearer_auth(token);
         if ask.only_new {
             request = request.header(header::IF_NONE_MATCH, "*");
@@ -321,6 +325,22 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     parts.dedup();
     parts.join(": ")
+}
+
+/// Whether the other end showed a certificate that is none of theirs whom we believe.
+fn unvouched(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+            return true;
+        }
+        // What is in an error of the system's is not its source.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 #[cfg(test)]

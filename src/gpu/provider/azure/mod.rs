@@ -97,7 +97,11 @@ impl Azure {
         for url in [&endpoint, &login] {
             let local =
                 url.host_str().is_some_and(|host| ["127.0.0.1", "localhost", "[::1]"].contains(&host));
-            ensure!(url.scheme() == "https" || local, "{url} is not reached by https");
+            ensure!(
+                url.scheme() == "https" || local,
+                "{} is not reached by https",
+                url.as_str().trim_end_matches('/')
+            );
         }
         let http = arm::client(settings.roots.as_deref()).with_context(doing)?;
         let audience = settings.audience.as_deref().unwrap_or(&settings.endpoint);
