@@ -97,8 +97,17 @@ impl Ui {
         let _ = writeln!(std::io::stdout().lock(), "{text}");
     }
 
+    /// Whether a line is drawn anew while something is being done. Results then have to come in whole lines.
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
     /// A piece of a result, which brings its own line ends.
     pub fn raw(&self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let _screen = self.live.as_ref().map(|screen| screen.cleared());
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
@@ -135,8 +144,14 @@ impl Ui {
 
     /// Begin a step that may take long.
     pub fn step(&self, what: impl fmt::Display) -> Step {
+        self.step_begun(what, Duration::ZERO)
+    }
+
+    /// As `step`, for one that began so long ago.
+    pub fn step_begun(&self, what: impl fmt::Display, ago: Duration) -> Step {
         let detail = Mutex::new(String::new());
-        let doing = Arc::new(Doing { what: what.to_string(), detail, since: Instant::now() });
+        let since = Instant::now().checked_sub(ago).unwrap_or_else(Instant::now);
+        let doing = Arc::new(Doing { what: what.to_string(), detail, since });
         let drawing = self.live.as_ref().map(|screen| {
             screen.cleared().push(Arc::clone(&doing));
             let (stop, stopped) = mpsc::channel::<()>();

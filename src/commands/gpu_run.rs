@@ -219,6 +219,10 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     let run = args
         .name
         .unwrap_or_else(|| RunId::of(&script, OffsetDateTime::now_utc(), u16::from_le_bytes(random)));
+    // Also of a headquarters that was before this one: the data disk moves, the journals do not.
+    let results = runs::results(config, &run);
+    let taken = || anyhow::anyhow!("there are results of a run called {run}: {}", results.display());
+    (!host.exists(&results)?).then_some(()).ok_or_else(taken).or_try("another --name, or none")?;
     Ok(Spec {
         run,
         owner: owner(host)?,

@@ -103,8 +103,7 @@ struct Errands<'a> {
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
-    /// None: there is no MLflow, or the script itself has it measure.
-    telling: Option<Mutex<Telling<'a>>>,
+    telling: Mutex<Telling<'a>>,
 }
 
 impl<'a> Errands<'a> {
@@ -114,7 +113,7 @@ impl<'a> Errands<'a> {
         // We are here, wherever the script is.
         let base = loan::mlflow(host, config, &Source::Local)?.filter(|_| !itself);
         let (run, results) = (spec.run.clone(), runs::all_results(config));
-        let telling = base.map(|base| Mutex::new(Telling { host, base, run, results, told: 0 }));
+        let telling = Mutex::new(Telling { host, base, run, results, told: 0, pulse: String::new() });
         Ok(Self { host, config, say, errand, telling })
     }
 }
@@ -144,8 +143,11 @@ impl Job for Errands<'_> {
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
         let fetched = self.errand.fetch(spec, machine);
         // Numbers to look at hold nothing up.
-        if let Some(Err(error)) = self.telling.as_ref().map(|telling| hold(telling).tell()) {
-            (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}"));
+        let mut telling = hold(&self.telling);
+        match telling.tell() {
+            // For who watches now: nobody reads later how it was every few seconds.
+            Ok(()) => drop(runs::put_pulse(self.host, &spec.run, &telling.pulse)),
+            Err(error) => (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}")),
         }
         fetched
     }

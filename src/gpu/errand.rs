@@ -333,6 +333,24 @@ impl<'a> Errand<'a> {
         })
     }
 
+    /// With the directory that its results come home to, and somebody on the machine who gives them.
+    fn with_home<T>(
+        &self,
+        spec: &Spec,
+        machine: &Machine,
+        bring: impl FnOnce(&mut Home<'_>, &mut Wire) -> Result<T>,
+    ) -> Result<T> {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        if home.is_none() {
+            let dir = self.given.results.join(spec.run.as_str());
+            let memory = self.given.memory.join(spec.run.as_str()).join("home.jsonl");
+            let Given { quota, owner, .. } = self.given;
+            *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
+        }
+        let home = home.as_mut().context("there is no home")?;
+        self.hold(spec, machine, FETCHING, |wire| bring(home, wire))
+    }
+
     fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         let start = self.verb(spec, machine, "start", true)?;
         let (status, said) = self.run(&start, b"", ASKING).context("starting the script")?;
@@ -387,7 +405,13 @@ impl Job for Errand<'_> {
     fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
         match self.look(spec, machine)?.standing {
             Standing::Exited(exit) => Ok(Stand::Exited(exit)),
-            Standing::Running => Ok(Stand::Running),
+            Standing::Running => {
+                // What people watch comes at once. What cannot be written here is told of when files come.
+                match self.with_home(spec, machine, |home, wire| home.listen(wire, Instant::now() + TURN)) {
+                    Err(error) if is_lost(&error) => Err(error),
+                    _ => Ok(Stand::Running),
+                }
+            }
             // Its keeper is gone: killed, or the machine was restarted and has no systemd.
             Standing::Unwatched => self.started(spec, machine).map(|()| Stand::Running),
             Standing::Waiting => bail!("the script was never started on this machine"),
@@ -402,15 +426,7 @@ impl Job for Errand<'_> {
     }
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
-        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
-        if home.is_none() {
-            let dir = self.given.results.join(spec.run.as_str());
-            let memory = self.given.memory.join(spec.run.as_str()).join("home.jsonl");
-            let Given { quota, owner, .. } = self.given;
-            *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
-        }
-        let home = home.as_mut().context("there is no home")?;
-        self.hold(spec, machine, FETCHING, |wire| {
+        self.with_home(spec, machine, |home, wire| {
             // Asked before the list: what is there once the script has ended stays as it is.
             wire.tell(&Ask::Look)?;
             let standing = wire.hear::<Look>()?.standing;

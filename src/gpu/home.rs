@@ -187,10 +187,7 @@ impl<'a> Home<'a> {
     /// that nothing more will come.
     pub fn fetch(&mut self, wire: &mut Wire, ended: bool, until: Instant) -> Result<bool> {
         // What people watch comes first, and a large file does not keep it waiting.
-        let mut whole = true;
-        for book in [Book::Log, Book::Samples] {
-            whole &= self.read_on(wire, book, until)?;
-        }
+        let mut whole = self.listen(wire, until)?;
         wire.tell(&Ask::List)?;
         let offers: Vec<Offered> = wire.draw().context("hearing what there is to bring home")?;
         let mut seen = HashMap::new();
@@ -220,6 +217,12 @@ impl<'a> Home<'a> {
         }
         self.seen = seen;
         Ok(whole && ended)
+    }
+
+    /// What the script has said since, and how its machine is. Whether that is all so far.
+    pub fn listen(&mut self, wire: &mut Wire, until: Instant) -> Result<bool> {
+        let log = self.read_on(wire, Book::Log, until)?;
+        Ok(log & self.read_on(wire, Book::Samples, until)?)
     }
 
     fn judge(&self, offer: &Offered, complete: bool) -> Result<Judgement> {

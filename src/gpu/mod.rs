@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod offer;
 pub mod provenance;
 pub mod provider;
+pub mod pulse;
 pub mod receipt;
 pub mod runner;
 pub mod runs;

@@ -36,6 +36,10 @@ fn saying(run: &RunId) -> PathBuf {
     Path::new(SAYING).join(run.as_str())
 }
 
+fn pulse(run: &RunId) -> PathBuf {
+    Path::new(SAYING).join(format!("{run}.pulse"))
+}
+
 /// Where results come home to, a directory for each run.
 pub fn all_results(config: &Config) -> PathBuf {
     config.data.path.to_path().join("azure_results")
@@ -129,8 +133,18 @@ pub fn said(host: &Host, run: &RunId) -> Result<Option<String>> {
     host.read_text(&saying(run))
 }
 
+/// How its script and its machine are just now, in the words of `pulse`. Nothing depends on it either.
+pub fn put_pulse(host: &Host, run: &RunId, words: &str) -> Result<()> {
+    host.write(&pulse(run), 0o600, words.as_bytes())
+}
+
+pub fn read_pulse(host: &Host, run: &RunId) -> Result<Option<String>> {
+    host.read_text(&pulse(run))
+}
+
 /// There is nothing more to be said or asked.
 pub fn hush(host: &Host, run: &RunId) -> Result<()> {
+    host.remove(&pulse(run))?;
     host.remove(&saying(run))?;
     host.remove(&stop(run))
 }

@@ -1,8 +1,11 @@
-//! What came home about the machine's load, told to MLflow: to the runs that the script began there, by their tag.
+//! What came home about the machine's load, told to MLflow: to the runs that the script began there, by their tag. And
+//! what those have told it, for who watches.
 
 use super::{
+    agent::samples::Sample,
     loan::TAG_RUN,
     metrics::{batches, logged},
+    pulse,
     spec::RunId,
 };
 use crate::{
@@ -29,13 +32,15 @@ const RUNS: usize = 100;
 /// One run's.
 pub struct Telling<'a> {
     pub host: &'a Host,
-    /// MLflow's, on this machine.
-    pub base: String,
+    /// MLflow's, on this machine. None: there is none, or the script itself has it measure.
+    pub base: Option<String>,
     pub run: RunId,
     /// Where results of all runs come home to.
     pub results: PathBuf,
     /// How many lines MLflow has heard of. A new driver tells all of them again, which changes nothing.
     pub told: u64,
+    /// How the run is, in words.
+    pub pulse: String,
 }
 
 impl Telling<'_> {
@@ -49,10 +54,19 @@ impl Telling<'_> {
             return Ok(());
         }
         let new: String = whole.split_inclusive('\n').skip(told).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let telling = async { tokio::time::timeout(PATIENCE, self.send(&new)).await };
-        runtime.context("starting the async runtime")?.block_on(telling).context("MLflow is slow")??;
+        let script = match &self.base {
+            Some(base) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let telling = async { tokio::time::timeout(PATIENCE, self.send(base, &new)).await };
+                let told = runtime.context("starting the async runtime")?.block_on(telling);
+                told.context("MLflow is slow")??
+            }
+            None => None,
+        };
         self.told = count as u64;
+        let last = new.lines().last().and_then(|line| serde_json::from_str::<Sample>(line).ok());
+        let machine = last.and_then(|sample| pulse::machine(&sample));
+        self.pulse = script.into_iter().chain(machine).collect::<Vec<_>>().join(" · ");
         Ok(())
     }
 
@@ -67,26 +81,28 @@ impl Telling<'_> {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    async fn send(&self, lines: &str) -> Result<()> {
-        let experiments = self.ask("experiments/search", &json!({ "max_results": 1000 })).await?;
+    /// What MLflow has heard from the script, in words.
+    async fn send(&self, base: &str, lines: &str) -> Result<Option<String>> {
+        let experiments = self.ask(base, "experiments/search", &json!({ "max_results": 1000 })).await?;
         let ids = experiments["experiments"].as_array().into_iter().flatten();
         let ids: Vec<&Value> = ids.map(|one| &one["experiment_id"]).collect();
         if ids.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         // The name of a run has neither quotes nor backslashes in it.
         let filter = format!("tags.`{TAG_RUN}` = '{}'", self.run);
         let question = json!({ "experiment_ids": ids, "filter": filter, "max_results": RUNS });
-        for run in logged(&self.ask("runs/search", &question).await?) {
+        let runs = self.ask(base, "runs/search", &question).await?;
+        for run in logged(&runs) {
             for batch in batches(&run, lines, self.told) {
-                self.ask("runs/log-batch", &batch).await?;
+                self.ask(base, "runs/log-batch", &batch).await?;
             }
         }
-        Ok(())
+        Ok(pulse::script(&runs))
     }
 
-    async fn ask(&self, what: &str, question: &Value) -> Result<Value> {
-        let url = format!("{}/api/2.0/mlflow/{what}", self.base.trim_end_matches('/'));
+    async fn ask(&self, base: &str, what: &str, question: &Value) -> Result<Value> {
+        let url = format!("{}/api/2.0/mlflow/{what}", base.trim_end_matches('/'));
         let answer = client::plain()?.ask("POST", &url, None, Some(serde_json::to_vec(question)?)).await?;
         ensure!(answer.status == 200, "{url} answered {}: {}", answer.status, answer.start());
         serde_json::from_slice(&answer.body).with_context(|| format!("reading the answer of {url}"))
@@ -109,7 +125,9 @@ mod tests {
     fn mlflow(heard: &Heard) -> (tokio::runtime::Runtime, String) {
         let runs = async |State(heard): State<Heard>, Json(question): Json<Value>| {
             heard.lock().unwrap().push(question);
-            Json(json!({ "runs": [{ "info": { "run_id": "abc", "start_time": 5 } }] }))
+            let metrics = json!([{ "key": "loss", "value": 0.5, "step": 3, "timestamp": 6 }]);
+            let info = json!({ "run_id": "abc", "start_time": 5 });
+            Json(json!({ "runs": [{ "info": info, "data": { "metrics": metrics } }] }))
         };
         let batch = async |State(heard): State<Heard>, Json(batch): Json<Value>| {
             heard.lock().unwrap().push(batch);
@@ -136,7 +154,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path(), System);
         let (run, results) = (RunId::try_from("r1".to_owned()).unwrap(), PathBuf::from("/results"));
-        let mut telling = Telling { host: &host, base, run, results, told: 0 };
+        let mut telling =
+            Telling { host: &host, base: Some(base), run, results, told: 0, pulse: String::new() };
         telling.tell().unwrap();
         assert!(heard.lock().unwrap().is_empty(), "there is nothing to tell yet");
 
@@ -151,6 +170,7 @@ mod tests {
         telling.tell().unwrap();
         write(format!("{}\n{}\n", line(6), line(7)));
         telling.tell().unwrap();
+        assert_eq!(telling.pulse, "step 3 · loss 0.500 · CPU 50 %");
         let heard = heard.lock().unwrap();
         assert_eq!(heard[0]["filter"], "tags.`echoes.run` = 'r1'");
         let steps: Vec<_> = heard.iter().filter_map(|one| one["metrics"][0]["step"].as_u64()).collect();
@@ -167,7 +187,9 @@ mod tests {
         host.link(Path::new("/results/r1/samples.jsonl"), Path::new("/secret")).unwrap();
         let run = RunId::try_from("r1".to_owned()).unwrap();
         // Nobody is there to be told: whoever read something would fail.
-        let base = "http://127.0.0.1:9".into();
-        Telling { host: &host, base, run, results: "/results".into(), told: 0 }.tell().unwrap();
+        let base = Some("http://127.0.0.1:9".into());
+        Telling { host: &host, base, run, results: "/results".into(), told: 0, pulse: String::new() }
+            .tell()
+            .unwrap();
     }
 }

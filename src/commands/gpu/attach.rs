@@ -8,6 +8,7 @@ use crate::{
     gpu::{
         driver,
         log::Harmless,
+        pulse,
         receipt::{NOT_PROVEN_GONE, Receipt, status},
         runs,
         spec::RunId,
@@ -18,7 +19,10 @@ use crate::{
     web::block_on,
 };
 use anyhow::Result;
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 use time::OffsetDateTime;
 
 #[derive(clap::Args)]
@@ -42,6 +46,12 @@ const GIVING_BACK: Duration = Duration::from_secs(20 * 60);
 
 /// Of a log, at once. More comes with the next look.
 const PIECE: u64 = 1 << 20;
+
+/// The longest line that is waited for.
+const LINE: usize = 64 << 10;
+
+/// Between two lines on how it goes, where they stay.
+const PULSE: Duration = Duration::from_secs(60);
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = this_machine();
@@ -77,6 +87,8 @@ pub fn follow(
         results: runs::results(config, run),
         told: 0,
         step: None,
+        rest: String::new(),
+        pulse: Instant::now(),
     };
     block_on(async {
         let mut looks = 0;
@@ -110,8 +122,12 @@ struct Watch<'a> {
     results: PathBuf,
     /// How many events were told.
     told: usize,
-    /// What is being done, while the script does not speak for itself.
+    /// What is being done.
     step: Option<(Phase, Step)>,
+    /// Of the script's output: the line that is not whole yet, where a live one is drawn below it.
+    rest: String,
+    /// When it was last said how it goes.
+    pulse: Instant,
 }
 
 impl Watch<'_> {
@@ -127,15 +143,22 @@ impl Watch<'_> {
             }
         }
         self.told = events.len();
-        self.show_phase(&state)?;
+        let now = OffsetDateTime::now_utc();
+        self.show_phase(&state, now)?;
         while let Some(text) = self.log.more(self.host)? {
             if self.json {
                 self.ui.out(serde_json::json!({ "log": text }));
+            } else if self.ui.is_live() {
+                self.rest += &text;
+                // A line without an end is cut: it may never have one.
+                let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
+                let cut = if self.rest.len() - whole > LINE { self.rest.len() } else { whole };
+                let lines: String = self.rest.drain(..cut).collect();
+                self.ui.raw(&lines);
             } else {
                 self.ui.raw(&text);
             }
         }
-        let now = OffsetDateTime::now_utc();
         if state.phase == Phase::Done {
             return Ok(Some(self.close(&state, now)?));
         }
@@ -150,18 +173,29 @@ impl Watch<'_> {
         Ok(None)
     }
 
-    fn show_phase(&mut self, state: &State) -> Result<()> {
-        let silent = !matches!(state.phase, Phase::Watch | Phase::Done);
+    fn show_phase(&mut self, state: &State, now: OffsetDateTime) -> Result<()> {
         if self.step.as_ref().is_some_and(|(phase, _)| *phase != state.phase)
             && let Some((_, step)) = self.step.take()
         {
             step.done();
         }
-        if silent && self.step.is_none() {
-            self.step = Some((state.phase, self.ui.step(state.phase)));
+        if state.phase == Phase::Done {
+            return Ok(());
         }
-        if let Some((_, step)) = &self.step
-            && let Some(words) = runs::said(self.host, self.run)?
+        let ago = (now - state.since).try_into().unwrap_or_default();
+        let begin = || (state.phase, self.ui.step_begun(state.phase, ago));
+        let (_, step) = self.step.get_or_insert_with(begin);
+        if state.phase == Phase::Watch {
+            let doing = runs::read_pulse(self.host, self.run)?.filter(|words| !words.is_empty());
+            let pulse: Vec<_> = doing.into_iter().chain([pulse::money(state, now)]).collect();
+            let pulse = pulse.join(" · ");
+            step.detail(&pulse);
+            // Lines that stay come now and then.
+            if !self.ui.is_live() && self.pulse.elapsed() > PULSE {
+                self.pulse = Instant::now();
+                self.ui.say(pulse);
+            }
+        } else if let Some(words) = runs::said(self.host, self.run)?
             && words != state.phase.to_string()
         {
             step.tell(&words);
@@ -172,6 +206,9 @@ impl Watch<'_> {
     fn close(&mut self, state: &State, now: OffsetDateTime) -> Result<u8> {
         if let Some((_, step)) = self.step.take() {
             step.done();
+        }
+        if !self.rest.is_empty() {
+            self.ui.raw(&format!("{}\n", std::mem::take(&mut self.rest)));
         }
         let receipt = Receipt::of(state, &self.results, now);
         if self.json {
