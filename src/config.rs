@@ -4,11 +4,12 @@
 //! nginx and systemd have no escaping, so the type is the escaping: every text in here is of a type that cannot
 //! hold what would end a directive. A value that got past this file needs no further checks.
 
-use crate::gpu::spec::Source;
+use crate::gpu::spec::{Source, Spot};
 use anyhow::{Context as _, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr},
     num::NonZeroU16,
@@ -186,6 +187,14 @@ pub struct Gpu {
     pub max_hours: u32,
     /// A run ends before it has cost so many US dollars; 0 for no limit.
     pub max_cost: u32,
+    /// Datasets that runs read, where the command line names none.
+    pub data: Vec<String>,
+    /// What comes home besides `$ECHOES_OUT`, where the command line names nothing.
+    pub out: Vec<PathBuf>,
+    /// Variables of every script's environment.
+    pub env: BTreeMap<VariableName, String>,
+    /// Secrets of every script's environment, by name: their values come from that of `gpu-run`.
+    pub secret: Vec<VariableName>,
     /// The private key for machines that the team owns, or "" for root's own.
     pub ssh_key: MaybePath,
     /// The keys of those machines, or "" for root's own list.
@@ -198,6 +207,12 @@ pub struct Gpu {
 pub struct Azure {
     /// The subscription that pays, by its id, or "".
     pub subscription: Token,
+    /// Sizes to rent where the command line names none, the best first.
+    pub vm_size: Vec<Token>,
+    /// Regions to rent in where the command line names none, the best first.
+    pub region: Vec<Token>,
+    /// Whether to rent what may be taken away, where the command line does not say.
+    pub spot: Spot,
     /// The resource group for runs where none may be made for each, or "".
     pub group: Token,
     /// The address under which this headquarters goes out, or "".
@@ -511,6 +526,17 @@ text! {
                 && l.iter().all(|b| edge(b) || *b == b'-')
         };
         name.len() <= 234 && name.split('.').all(label)
+    }
+}
+
+text! {
+    /// A variable of a script's environment.
+    VariableName,
+    "the name of a variable: letters, digits and `_`, not a digit first",
+    "^[A-Za-z_][A-Za-z0-9_]*$",
+    |name| {
+        !name.starts_with(|c: char| c.is_ascii_digit()) && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     need_root, this_machine,
 };
 use crate::{
-    config::Config,
+    config::{Config, VariableName},
     gpu::{
         driver,
         loan::{self, Secrets},
@@ -108,9 +108,7 @@ fn amount(text: &str, of: f64) -> Option<u64> {
 }
 
 fn is_name(name: &str) -> bool {
-    let mut letters = name.chars();
-    letters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
-        && letters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+    name.parse::<VariableName>().is_ok()
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -127,6 +125,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = Arc::new(this_machine());
     let config = settings.read(&host)?;
     let (detach, json, yes) = (args.detach, args.json, args.yes);
+    let args = with_settings(args, &config);
+    check_sizes(&args.sizes)?;
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
     let spec = spec(args, &host, &config)?;
     if print_spec {
@@ -174,6 +174,34 @@ fn check_sizes(sizes: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the command line leaves open, as the settings have it.
+fn with_settings(args: Args, config: &Config) -> Args {
+    fn or<T, U: ToString>(given: Vec<T>, set: &[U], read: impl Fn(String) -> T) -> Vec<T> {
+        if given.is_empty() { set.iter().map(|one| read(one.to_string())).collect() } else { given }
+    }
+    let gpu = &config.gpu;
+    let before: Vec<_> = args.env.iter().map(|(name, _)| name.clone()).collect();
+    let set = gpu.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
+    let env = set.filter(|(name, _)| !before.contains(name)).chain(args.env).collect();
+    let out = if args.out.is_empty() { gpu.out.clone() } else { args.out };
+    let args = Args {
+        data: or(args.data, &gpu.data, |name| name),
+        secret: or(args.secret, &gpu.secret, |name| name),
+        out,
+        env,
+        ..args
+    };
+    if args.provider.as_ref().unwrap_or(&gpu.source()) != &Source::Azure {
+        return args;
+    }
+    Args {
+        sizes: or(args.sizes, &gpu.azure.vm_size, |size| size),
+        regions: or(args.regions, &gpu.azure.region, |region| region),
+        spot: args.spot.or(Some(gpu.azure.spot)),
+        ..args
+    }
 }
 
 /// What the arguments, the settings and the checkout come to.

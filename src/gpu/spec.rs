@@ -1,6 +1,7 @@
 //! What to run, where, for how long and for how much. Frozen when a run begins: it is the first entry of the run's
 //! journal, and nothing that is changed in the settings or in the checkout later changes it. Pure.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -119,7 +120,7 @@ impl fmt::Display for Source {
 }
 
 /// Whether to rent at the price at which the machine may be taken away.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spot {
     /// When there is one, else not.
