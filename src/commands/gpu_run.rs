@@ -3,11 +3,11 @@
 
 use super::{
     config::Settings,
-    gpu::{attach, drivers_words},
+    gpu::{attach, drivers_words, wish},
     need_root, this_machine,
 };
 use crate::{
-    config::{Config, VariableName},
+    config::{self, Config, VariableName},
     gpu::{
         driver,
         loan::{self, Secrets},
@@ -15,7 +15,7 @@ use crate::{
         provider::{self, Choice, Offer},
         receipt::{NO_CAPACITY, NO_QUOTA, dollars},
         runs,
-        spec::{RunId, Source, Spec, Spot},
+        spec::{RunId, Source, Spec},
         state::Event,
     },
     host::{Host, Kind, System},
@@ -42,21 +42,8 @@ pub struct Args {
     /// Where the machine comes from: local, azure, or ssh://USER@HOST[:PORT]
     #[arg(long, value_parser = source)]
     provider: Option<Source>,
-    /// The size to rent; several, the best first
-    #[arg(long = "vm-size", value_name = "SIZE", value_delimiter = ',')]
-    sizes: Vec<String>,
-    /// The region to rent in; several, the best first
-    #[arg(long = "region", value_name = "REGION", value_delimiter = ',')]
-    regions: Vec<String>,
-    /// Whether to rent what is cheap because it may be taken away
-    #[arg(long, value_enum)]
-    spot: Option<Spot>,
-    /// End it after so many hours; 0 for no limit
-    #[arg(long, value_name = "HOURS", value_parser = hours)]
-    max_hours: Option<u64>,
-    /// End it before it has cost so many US dollars; 0 for no limit
-    #[arg(long, value_name = "USD", value_parser = millionths)]
-    max_cost: Option<u64>,
+    #[command(flatten)]
+    wish: wish::Flags,
     /// A dataset of the data disk that it reads, as in ucf101
     #[arg(long, value_name = "NAME")]
     data: Vec<String>,
@@ -93,20 +80,6 @@ fn source(text: &str) -> Result<Source, String> {
     Source::parse(text).ok_or_else(|| "local, azure, or ssh://USER@HOST[:PORT]".into())
 }
 
-pub fn hours(text: &str) -> Result<u64, String> {
-    amount(text, 3600.0).ok_or_else(|| "hours, as in 6 or 0.5".into())
-}
-
-pub fn millionths(text: &str) -> Result<u64, String> {
-    amount(text.trim_start_matches('$'), 1e6).ok_or_else(|| "US dollars, as in 5 or 0.80".into())
-}
-
-fn amount(text: &str, of: f64) -> Option<u64> {
-    let number: f64 = text.parse().ok()?;
-    // A year, or a million dollars, is a slip of the finger.
-    (number.is_finite() && (0.0..=1e6).contains(&number)).then(|| (number * of).round() as u64)
-}
-
 fn is_name(name: &str) -> bool {
     name.parse::<VariableName>().is_ok()
 }
@@ -121,12 +94,11 @@ fn variable(text: &str) -> Result<(String, String), String> {
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     // Before anything is read or asked: whoever types an old size is told at once.
-    check_sizes(&args.sizes)?;
+    check_sizes(&args.wish.sizes)?;
     let host = Arc::new(this_machine());
     let config = settings.read(&host)?;
     let (detach, json, yes) = (args.detach, args.json, args.yes);
-    let args = with_settings(args, &config);
-    check_sizes(&args.sizes)?;
+    let args = with_settings(args, &config.gpu);
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
     let spec = spec(args, &host, &config)?;
     if print_spec {
@@ -177,31 +149,13 @@ fn check_sizes(sizes: &[String]) -> Result<()> {
 }
 
 /// What the command line leaves open, as the settings have it.
-fn with_settings(args: Args, config: &Config) -> Args {
-    fn or<T, U: ToString>(given: Vec<T>, set: &[U], read: impl Fn(String) -> T) -> Vec<T> {
-        if given.is_empty() { set.iter().map(|one| read(one.to_string())).collect() } else { given }
-    }
-    let gpu = &config.gpu;
-    let before: Vec<_> = args.env.iter().map(|(name, _)| name.clone()).collect();
-    let set = gpu.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
-    let env = set.filter(|(name, _)| !before.contains(name)).chain(args.env).collect();
-    let out = if args.out.is_empty() { gpu.out.clone() } else { args.out };
-    let args = Args {
-        data: or(args.data, &gpu.data, |name| name),
-        secret: or(args.secret, &gpu.secret, |name| name),
-        out,
-        env,
-        ..args
-    };
-    if args.provider.as_ref().unwrap_or(&gpu.source()) != &Source::Azure {
-        return args;
-    }
-    Args {
-        sizes: or(args.sizes, &gpu.azure.vm_size, |size| size),
-        regions: or(args.regions, &gpu.azure.region, |region| region),
-        spot: args.spot.or(Some(gpu.azure.spot)),
-        ..args
-    }
+fn with_settings(args: Args, set: &config::Gpu) -> Args {
+    let named: Vec<_> = args.env.iter().map(|(name, _)| name.clone()).collect();
+    let env = set.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
+    let env = env.filter(|(name, _)| !named.contains(name)).chain(args.env).collect();
+    let out = if args.out.is_empty() { set.out.clone() } else { args.out };
+    let (data, secret) = (wish::or(args.data, &set.data), wish::or(args.secret, &set.secret));
+    Args { data, secret, out, env, ..args }
 }
 
 /// What the arguments, the settings and the checkout come to.
@@ -212,15 +166,20 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     };
     if source != Source::Azure {
         let choice = [
-            ("--vm-size", !args.sizes.is_empty()),
-            ("--region", !args.regions.is_empty()),
-            ("--spot", args.spot.is_some()),
+            ("--vm-size", !args.wish.sizes.is_empty()),
+            ("--region", !args.wish.regions.is_empty()),
+            ("--spot", args.wish.spot.is_some()),
         ];
         if let Some((flag, _)) = choice.into_iter().find(|(_, given)| *given) {
             let no = || bail!("{flag} says what to rent, and on {source} nothing is rented");
             no().or_try(format_args!("leave {flag} out")).context(Code(USAGE))?;
         }
     }
+    let mut wish = args.wish.over(&config.gpu);
+    if source != Source::Azure {
+        wish = wish::Flags { sizes: Vec::new(), regions: Vec::new(), spot: None, ..wish };
+    }
+    check_sizes(&wish.sizes)?;
     let script =
         args.script.canonicalize().with_context(|| format!("looking at {}", args.script.display()))?;
     ensure!(
@@ -239,9 +198,6 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         let inside = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
         ensure!(inside && !path.as_os_str().is_empty(), "--out {} leads out of the checkout", path.display());
     }
-    let limit = |flag: Option<u64>, setting: u32, of: u64| {
-        Some(flag.unwrap_or(u64::from(setting) * of)).filter(|most| *most > 0)
-    };
     let mut random = [0; 2];
     getrandom::fill(&mut random)?;
     let run = args
@@ -258,11 +214,11 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         script: script.strip_prefix(&project)?.into(),
         project,
         arguments: args.arguments,
-        sizes: args.sizes,
-        regions: args.regions,
-        spot: args.spot.unwrap_or_default(),
-        max_seconds: limit(args.max_hours, config.gpu.max_hours, 3600),
-        max_cost: limit(args.max_cost, config.gpu.max_cost, 1_000_000),
+        sizes: wish.sizes,
+        regions: wish.regions,
+        spot: wish.spot.unwrap_or_default(),
+        max_seconds: wish.max_seconds,
+        max_cost: wish.max_cost,
         data: args.data,
         out: args.out,
         env: args.env,
@@ -372,15 +328,6 @@ fn confirmed() -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts_are_read_as_people_write_them_and_slips_are_refused() {
-        assert_eq!((hours("6"), hours("0.5"), hours("0")), (Ok(21_600), Ok(1800), Ok(0)));
-        assert_eq!((millionths("5"), millionths("$0.80")), (Ok(5_000_000), Ok(800_000)));
-        for bad in ["", "-1", "nan", "inf", "1e9", "6h", "5 $"] {
-            assert!(hours(bad).is_err() && millionths(bad).is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn the_checkout_goes_along_and_without_one_the_script_s_directory() {

@@ -12,6 +12,7 @@ mod ps;
 mod ssh;
 mod stop;
 mod sweep;
+pub mod wish;
 
 use super::config::Settings;
 use crate::{
