@@ -56,6 +56,7 @@ impl Drop for Loop {
 /// Headquarters' data on a disk of their own, as Azure attaches one; seen here as well as in the namespace of the story.
 struct DataDisk {
     _device: Loop,
+    holder: u32,
     at: PathBuf,
 }
 
@@ -76,13 +77,17 @@ impl DataDisk {
         inside(here.holder.id(), script, &[&device.0, at.to_str().unwrap()]);
         fs::create_dir(at.join("ucf")).unwrap();
         fs::write(at.join("ucf/clip"), "a clip").unwrap();
-        Some(Self { _device: device, at })
+        Some(Self { _device: device, holder: here.holder.id(), at })
     }
 }
 
 impl Drop for DataDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.at).status();
+        // ssh keeps a connection, and with it the namespace, for a while.
+        let holder = self.holder.to_string();
+        let words = ["--mount", "--target", &holder, "umount", "--lazy", "/srv/echoes_data"];
+        let _ = Command::new("nsenter").args(words).arg(&self.at).status();
         // Made above where no udev is; anybody else's is not empty.
         let _ = fs::remove_dir("/dev/disk");
     }
