@@ -310,6 +310,16 @@ impl Cloud {
         self.shared.change(|world| world.powered(id, Power::Running));
     }
 
+    /// Switched off by somebody, as in the portal.
+    pub fn switch_off(&self, id: &str) {
+        self.shared.change(|world| world.powered(id, Power::Deallocated));
+    }
+
+    /// Deleted by somebody, and with it what goes with it.
+    pub fn delete_machine(&self, id: &str) {
+        self.shared.change(|world| world.machine_gone(id));
+    }
+
     /// Ids of everything that was rented and is there, whatever it costs.
     pub fn left(&self) -> Vec<String> {
         let world = self.shared.world();

@@ -7,5 +7,6 @@ mod contract;
 mod faults;
 mod life;
 mod login;
+mod matrix;
 mod run;
 mod stage;

@@ -23,7 +23,7 @@ fn here(rent: Rent) -> Machine {
 }
 
 /// This identity may not make the group of a run.
-fn no_groups(run: &str) -> Rule {
+pub fn no_groups(run: &str) -> Rule {
     let forbidden = Act::forbidden("Microsoft.Resources/subscriptions/resourceGroups/write");
     Rule::always("PUT", format!("/resourcegroups/{}{run}?", prefix("hq-1")), forbidden)
 }
@@ -347,7 +347,7 @@ fn a_machine_that_its_timer_switched_off_is_found_with_its_disk() {
     stage.assert_clean();
 }
 
-const SPOILS: [fn() -> Act; 7] = [
+pub const SPOILS: [fn() -> Act; 7] = [
     || Act::Reset,
     || Act::ResetAfter,
     || Act::server_error(500),

@@ -21,7 +21,10 @@ use std::{
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -29,19 +32,42 @@ use time::OffsetDateTime;
 pub const T4: &str = "Standard_NC4as_T4_v3";
 pub const SMALL: &str = "Standard_B1s";
 
-/// Whoever waits lets time pass.
-struct Virtual(Arc<Cloud>);
+/// Whoever waits lets time pass; whoever was killed does neither.
+struct Virtual(Arc<Cloud>, Life);
 
 impl Clock for Virtual {
     fn now(&self) -> OffsetDateTime {
+        self.1.go_on();
         self.0.now().date()
     }
 
     fn nap<'a>(&'a self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(async move {
+            self.1.go_on();
             self.0.advance(time);
             tokio::task::yield_now().await;
         })
+    }
+}
+
+/// Of headquarters' process. It may be ended from outside, in the middle of a request; here that is a panic at the next
+/// thing that it would do.
+#[derive(Clone, Default)]
+pub struct Life(Arc<AtomicBool>);
+
+impl Life {
+    pub fn end(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Another process.
+    pub fn begin(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    /// What a dead process does not.
+    pub fn go_on(&self) {
+        assert!(!self.0.load(Ordering::SeqCst), "killed");
     }
 }
 
@@ -81,6 +107,7 @@ pub struct Stage {
     pub azure: Azure,
     pub settings: Settings,
     pub host: Arc<Host>,
+    pub life: Life,
     _dir: tempfile::TempDir,
 }
 
@@ -98,13 +125,15 @@ impl Stage {
         let host = Arc::new(Host::new(dir.path(), System));
         let mut settings = settings(&cloud);
         change(&mut settings);
-        let azure = provider(&cloud, &settings, &host);
-        Some(Self { cloud, azure, settings, host, _dir: dir })
+        let life = Life::default();
+        let azure = provider(&cloud, &settings, &host, &life);
+        Some(Self { cloud, azure, settings, host, life, _dir: dir })
     }
 
     /// As after a crash: another process, with what is on disk.
     pub fn restart(&mut self) {
-        self.azure = provider(&self.cloud, &self.settings, &self.host);
+        self.life.begin();
+        self.azure = provider(&self.cloud, &self.settings, &self.host, &self.life);
     }
 
     /// Ask until there is a machine, or none by this offer.
@@ -163,11 +192,11 @@ pub fn settings(cloud: &Cloud) -> Settings {
     }
 }
 
-fn provider(cloud: &Arc<Cloud>, settings: &Settings, host: &Arc<Host>) -> Azure {
+fn provider(cloud: &Arc<Cloud>, settings: &Settings, host: &Arc<Host>, life: &Life) -> Azure {
     let principal = cloud.principal();
     let secret = Secret::new(principal.secret);
     let source = Source::Secret { tenant: principal.tenant, client: principal.client, secret };
-    let clock = Arc::new(Virtual(Arc::clone(cloud)));
+    let clock = Arc::new(Virtual(Arc::clone(cloud), life.clone()));
     Azure::new(settings.clone(), "hq-1", vec![source], Arc::clone(host), clock).unwrap()
 }
 
