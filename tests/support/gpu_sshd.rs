@@ -6,6 +6,7 @@
 
 use crate::{
     cloud::{Metal, Order},
+    gpu_story::words,
     here::Here,
 };
 use std::{
@@ -32,6 +33,8 @@ pub struct Sshd {
     /// Who is between headquarters and the machine: Azure tells of this address instead.
     via: Option<Ipv4Addr>,
     on: Mutex<BTreeMap<String, Child>>,
+    /// What a machine's clone is a copy of, where headquarters has a data disk.
+    pub image: Mutex<Option<PathBuf>>,
     /// How many there ever were.
     count: AtomicU8,
 }
@@ -58,7 +61,7 @@ impl Sshd {
         assert!(made.unwrap().success());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (dir, on, count) = (here.dir.path().into(), Mutex::default(), AtomicU8::new(0));
-        Some(Arc::new(Self { program, holder, dir, port, via, on, count }))
+        Some(Arc::new(Self { program, holder, dir, port, via, on, image: Mutex::default(), count }))
     }
 
     /// Where the machine is that was made as the `n`th, from 1.
@@ -76,6 +79,7 @@ impl Sshd {
         fs::set_permissions(at("host"), fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(at("authorized"), order.public_keys.join("\n") + "\n").unwrap();
         assert_eq!(order.admin, "echoes");
+        self.clone_disk(&data);
         let config = format!(
             "Port {}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nPidFile none\n",
@@ -89,6 +93,45 @@ impl Sshd {
         let words = ["--mount", "--target", &holder, self.program, "-D", "-f", &at("sshd")];
         Command::new("nsenter").args(words).spawn().unwrap()
     }
+
+    /// A copy of the data disk's blocks, mounted as the machine is told to.
+    fn clone_disk(&self, data: &str) {
+        let Some(image) = self.image.lock().unwrap().clone() else { return };
+        let said = |key: &str| data.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
+        let copy = self.dir.join("clone");
+        let copied = Command::new("cp").arg("--sparse=always").arg(image).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        let device = Loop::new(&copy).unwrap();
+        let uuid =
+            Command::new("blkid").args(["-p", "-o", "value", "-s", "UUID", &device.0]).output().unwrap();
+        assert_eq!(said("What=/dev/disk/by-uuid/"), words(&uuid.stdout).trim());
+        let script = "mkdir -p \"$1\" && mount -t ext4 -o \"$2\" \"$0\" \"$1\"";
+        inside(self.holder, script, &[&device.0, said("Where="), said("Options=")]);
+        // In use for as long as it is mounted, and no longer.
+    }
+}
+
+/// An image as a disk, given back when dropped.
+pub struct Loop(pub String);
+
+impl Loop {
+    pub fn new(image: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
+        made.status.success().then(|| Self(words(&made.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Done in a namespace.
+pub fn inside(holder: u32, script: &str, words: &[&str]) {
+    let holder = holder.to_string();
+    let shell = ["--mount", "--target", &holder, "sh", "-c", script];
+    assert!(Command::new("nsenter").args(shell).args(words).status().unwrap().success(), "{script}");
 }
 
 impl Metal for Sshd {

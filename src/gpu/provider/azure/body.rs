@@ -7,7 +7,10 @@ use super::{
     names::{Kind, Names, RESOURCES},
     network::Way,
 };
-use crate::gpu::provider::Offer;
+use crate::{
+    gpu::{provider::Offer, spec::Original},
+    hq::disk::escape,
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use time::{OffsetDateTime, UtcOffset};
@@ -15,6 +18,10 @@ use time::{OffsetDateTime, UtcOffset};
 /// The user that we come in as.
 pub const USER: &str = "echoes";
 pub const SSH: u16 = 22;
+
+/// Where a clone of headquarters' data disk is mounted: not below /mnt, where cloud-init mounts the machine's temporary
+/// disk, over whatever is there.
+pub const DATA: &str = "/srv/echoes_data";
 
 /// What Azure refuses to take more of in `customData`.
 const MOST: usize = 65_535;
@@ -40,8 +47,8 @@ pub struct Blueprint<'a> {
     pub offer: &'a Offer,
     pub way: &'a Way,
     pub keys: &'a Keys,
-    /// A disk of headquarters' that the machine gets a copy of.
-    pub clone: Option<&'a str>,
+    /// A disk of headquarters' that the machine gets a clone of.
+    pub clone: Option<&'a Original>,
     /// When nobody is interested any more.
     pub expires: OffsetDateTime,
 }
@@ -159,7 +166,7 @@ impl Blueprint<'_> {
     }
 
     fn custom_data(&self) -> String {
-        let text = cloud_init(self.keys, self.clone.is_some());
+        let text = cloud_init(self.keys, self.clone);
         debug_assert!(text.len() <= MOST);
         BASE64_STANDARD.encode(text)
     }
@@ -183,13 +190,16 @@ pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: Offse
 }
 
 /// What the machine is told at its first start: YAML, in which every value of ours is a JSON string, which is YAML too.
-fn cloud_init(keys: &Keys, clone: bool) -> String {
+fn cloud_init(keys: &Keys, clone: Option<&Original>) -> String {
     let quoted = |text: &str| Value::from(text).to_string();
     let text = include_str!("../../../../assets/azure/cloud-init.yaml");
     let text = text
         .replace("@HOST_PRIVATE@", &quoted(&keys.host.private))
         .replace("@HOST_PUBLIC@", &quoted(&plain(&keys.host.public)));
-    if clone { text + include_str!("../../../../assets/azure/cloud-init-clone.yaml") } else { text }
+    let Some(original) = clone else { return text };
+    let mount = include_str!("../../../../assets/azure/cloud-init-clone.yaml");
+    let values = [("@UUID@", original.uuid.as_str()), ("@DATA@", DATA), ("@NAME@", &escape(DATA))];
+    values.into_iter().fold(text + mount, |text, (name, value)| text.replace(name, value))
 }
 
 /// A group of the run's own, for all that comes after it.
@@ -225,6 +235,16 @@ pub mod tests {
         }
     }
 
+    pub fn original() -> Original {
+        Original {
+            disk: "/subscriptions/s/resourceGroups/hq/providers/Microsoft.Compute/disks/data".into(),
+            region: "westeurope".into(),
+            uuid: "1d4a3c4e-6f0b-4d0e-9a43-0a6d51c2a5d1".into(),
+            here: "/mnt/echoes_data".into(),
+            below: "".into(),
+        }
+    }
+
     /// Each request that makes something, of a machine with all that one can have.
     pub fn everything() -> Vec<Ask> {
         let run = RunId::try_from("esn-1".to_owned()).unwrap();
@@ -243,8 +263,7 @@ pub mod tests {
             inside: false,
             from: "20.1.2.3".parse().unwrap(),
         };
-        let (keys, disk) =
-            (keys(), "/subscriptions/s/resourceGroups/hq/providers/Microsoft.Compute/disks/data");
+        let (keys, original) = (keys(), original());
         let expires = datetime!(2026-11-24 03:07:59 UTC);
         let blueprint = Blueprint {
             names: &names,
@@ -253,14 +272,14 @@ pub mod tests {
             offer: &offer,
             way: &way,
             keys: &keys,
-            clone: Some(disk),
+            clone: Some(&original),
             expires,
         };
         vec![
             group(&names, "g", &offer.region, "ada", expires),
             blueprint.security(),
             blueprint.network(),
-            blueprint.snapshot(disk),
+            blueprint.snapshot(&original.disk),
             blueprint.machine(&image()),
             blueprint.schedule(),
         ]
@@ -324,5 +343,21 @@ pub mod tests {
         assert!(text.contains(private), "{text}");
         assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
         assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
+    }
+
+    #[test]
+    fn a_clone_is_mounted_by_what_it_has_from_the_original_and_never_written_to() {
+        let text = cloud_init(&keys(), Some(&original()));
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        for line in [
+            "- path: /etc/systemd/system/srv-echoes_data.mount",
+            "What=/dev/disk/by-uuid/1d4a3c4e-6f0b-4d0e-9a43-0a6d51c2a5d1",
+            "Where=/srv/echoes_data",
+            "Options=ro",
+            "- systemctl enable --now --no-block srv-echoes_data.mount",
+        ] {
+            assert!(lines.contains(&line), "{line}: {text}");
+        }
+        assert!(!cloud_init(&keys(), None).contains("mount"));
     }
 }
