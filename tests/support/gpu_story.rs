@@ -78,8 +78,8 @@ impl Story {
     /// The script as it is just now, with arguments of its own; nobody watches.
     #[track_caller]
     pub fn begin(&self, name: &str, more: &[&str], arguments: &[&str]) {
-        let words_ = self.words(name, &[&["-y", "--detach"], more].concat(), arguments);
-        let begun = self.run(&words_.iter().map(String::as_str).collect::<Vec<_>>());
+        let line = self.words(name, &[&["-y", "--detach"], more].concat(), arguments);
+        let begun = self.run(&line.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(begun.status.code(), Some(0), "{}", words(&begun.stderr));
     }
 
@@ -116,20 +116,22 @@ impl Story {
     }
 
     pub fn runs_to_its_receipt_with(&self, more: &[&str]) {
-        let begun = self.gpu_run("esn", &[&["-y", "--detach", "--secret", "API_KEY"], more].concat());
+        // Stories beside one another see each other's processes, and an agent ends all that is of a run's name.
+        let run = &format!("esn-{}", std::process::id());
+        let begun = self.gpu_run(run, &[&["-y", "--detach", "--secret", "API_KEY"], more].concat());
         assert_eq!(begun.status.code(), Some(0), "{}", words(&begun.stderr));
         for event in ["rented", "prepared", "started", "exited", "fetched", "returned"] {
-            self.until_event("esn", event);
+            self.until_event(run, event);
         }
-        let attached = self.run(&["gpu", "attach", "esn"]);
+        let attached = self.run(&["gpu", "attach", run]);
         let (said, result) = (words(&attached.stderr), words(&attached.stdout));
         assert_eq!(attached.status.code(), Some(7), "{said}{result}");
         assert!(said.contains("gone: all of it, looked for twice") && said.contains(T4), "{said}");
-        assert_eq!(self.here.result("esn", "step1.txt").as_deref(), Some("loss 1"));
-        assert!(self.here.result("esn", "log.txt").unwrap().contains("trained on esn\n"));
+        assert_eq!(self.here.result(run, "step1.txt").as_deref(), Some("loss 1"));
+        assert!(self.here.result(run, "log.txt").unwrap().contains(&format!("trained on {run}\n")));
 
         self.nothing_left();
-        let receipt = self.receipt("esn");
+        let receipt = self.receipt(run);
         assert_eq!(
             (&receipt["proven_gone"], &receipt["all_home"]),
             (&true.into(), &true.into()),
