@@ -7,51 +7,17 @@
 
 #[path = "support/cloud.rs"]
 mod cloud;
+#[path = "support/gpu_sshd.rs"]
+mod gpu_sshd;
 #[path = "support/gpu_story.rs"]
 mod gpu_story;
 #[path = "support/here.rs"]
 mod here;
 
-use cloud::{Metal, Options, Order, Pace, Takes};
+use gpu_sshd::{Loop, Sshd, inside};
 use gpu_story::{Story, T4, words};
 use here::Here;
-use std::{
-    fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    process::{Child, Command},
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
-
-/// Machines that are this one: what Azure hands down to them is given to an sshd in the namespace of the story.
-struct Sshd {
-    program: &'static str,
-    holder: u32,
-    dir: PathBuf,
-    port: u16,
-    /// The machine that is on.
-    on: Mutex<Option<(String, Child)>>,
-    /// What a machine's clone is a copy of, where headquarters has a data disk.
-    image: Mutex<Option<PathBuf>>,
-}
-
-/// An image as a disk, given back when dropped.
-struct Loop(String);
-
-impl Loop {
-    fn new(image: &Path) -> Option<Self> {
-        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
-        made.status.success().then(|| Self(words(&made.stdout).trim().to_owned()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
+use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
 /// Headquarters' data on a disk of their own, as Azure attaches one; seen here as well as in the namespace of the story.
 struct DataDisk {
@@ -93,123 +59,15 @@ impl Drop for DataDisk {
     }
 }
 
-/// Done in a namespace.
-fn inside(holder: u32, script: &str, words: &[&str]) {
-    let holder = holder.to_string();
-    let shell = ["--mount", "--target", &holder, "sh", "-c", script];
-    assert!(Command::new("nsenter").args(shell).args(words).status().unwrap().success(), "{script}");
-}
-
-impl Sshd {
-    /// None, and said so, where it cannot be had.
-    fn new(here: &Here) -> Option<Self> {
-        let Some(program) =
-            ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists())
-        else {
-            eprintln!("SKIPPED: experiments at Azure: there is no sshd here");
-            return None;
-        };
-        // Azure makes the admin; here he is another name of root's, in this namespace alone.
-        let (passwd, holder) = (here.path("passwd"), here.holder.id());
-        let people = fs::read_to_string("/etc/passwd").unwrap();
-        fs::write(&passwd, format!("{people}echoes:x:0:0::/home/echoes:/bin/sh\n")).unwrap();
-        let script =
-            "mount -t tmpfs none /home && mkdir -p /home/echoes /run/sshd && mount --bind \"$0\" /etc/passwd";
-        let made = Command::new("nsenter")
-            .args(["--mount", "--target", &holder.to_string(), "sh", "-c", script])
-            .arg(&passwd)
-            .status();
-        assert!(made.unwrap().success());
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self {
-            program,
-            holder,
-            dir: here.dir.path().into(),
-            port,
-            on: Mutex::default(),
-            image: Mutex::default(),
-        })
-    }
-
-    fn start(&self, order: &Order) -> Child {
-        let at = |name: &str| self.dir.join(name).display().to_string();
-        let data = String::from_utf8(order.custom_data.clone().unwrap()).unwrap();
-        let key = data.lines().find_map(|line| line.trim().strip_prefix("ed25519_private: ")).unwrap();
-        fs::write(at("host"), serde_json::from_str::<String>(key).unwrap()).unwrap();
-        fs::set_permissions(at("host"), fs::Permissions::from_mode(0o600)).unwrap();
-        fs::write(at("authorized"), order.public_keys.join("\n") + "\n").unwrap();
-        assert_eq!(order.admin, "echoes");
-        self.clone_disk(&data);
-        let config = format!(
-            "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
-             PermitRootLogin yes\nPidFile none\n",
-            self.port,
-            at("host"),
-            at("authorized"),
-        );
-        fs::write(at("sshd"), config).unwrap();
-        let holder = self.holder.to_string();
-        let words = ["--mount", "--target", &holder, self.program, "-D", "-f", &at("sshd")];
-        Command::new("nsenter").args(words).spawn().unwrap()
-    }
-
-    /// A copy of the data disk's blocks, mounted as the machine is told to.
-    fn clone_disk(&self, data: &str) {
-        let Some(image) = self.image.lock().unwrap().clone() else { return };
-        let said = |key: &str| data.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
-        let copy = self.dir.join("clone");
-        let copied = Command::new("cp").arg("--sparse=always").arg(image).arg(&copy).status();
-        assert!(copied.unwrap().success());
-        let device = Loop::new(&copy).unwrap();
-        let uuid =
-            Command::new("blkid").args(["-p", "-o", "value", "-s", "UUID", &device.0]).output().unwrap();
-        assert_eq!(said("What=/dev/disk/by-uuid/"), words(&uuid.stdout).trim());
-        let script = "mkdir -p \"$1\" && mount -t ext4 -o \"$2\" \"$0\" \"$1\"";
-        inside(self.holder, script, &[&device.0, said("Where="), said("Options=")]);
-        // In use for as long as it is mounted, and no longer.
-    }
-}
-
-impl Metal for Sshd {
-    fn boot(&self, order: &Order) -> Result<Option<Ipv4Addr>, String> {
-        let child = self.start(order);
-        *self.on.lock().unwrap() = Some((order.id.clone(), child));
-        let since = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
-            if since.elapsed() > Duration::from_secs(10) {
-                return Err("sshd does not come up".into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(Some(Ipv4Addr::LOCALHOST))
-    }
-
-    fn kill(&self, id: &str) {
-        let mut on = self.on.lock().unwrap();
-        if let Some((_, mut child)) = on.take_if(|(machine, _)| machine == id) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    fn addresses(&self) -> bool {
-        true
-    }
-}
-
-/// Twenty times as fast as the world: what takes Azure minutes takes seconds here.
 fn story() -> Option<Story> {
     let here = Here::new()?;
-    let sshd = Sshd::new(&here)?;
+    let sshd = Sshd::new(&here, None)?;
     told(here, sshd)
 }
 
-fn told(here: Here, sshd: Sshd) -> Option<Story> {
-    let sshd = Arc::new(sshd);
-    let (port, takes) = (sshd.port, Takes { retry_after: Some(1), ..Takes::default() });
+fn told(here: Here, sshd: Arc<Sshd>) -> Option<Story> {
     let there = here.dir.path().display().to_string();
-    let options = Options { pace: Pace::Running(20.0), takes, metal: sshd, ..Options::default() };
-    Story::new(here, port, &there, options)
+    Story::faster(here, sshd.port, sshd, &there)
 }
 
 #[test]
@@ -243,7 +101,7 @@ fn a_script_runs_on_a_rented_machine_and_nothing_of_that_is_left() {
 #[test]
 fn data_are_found_on_a_clone_of_the_data_disk_and_it_goes_with_the_machine() {
     let Some(here) = Here::new() else { return };
-    let Some(sshd) = Sshd::new(&here) else { return };
+    let Some(sshd) = Sshd::new(&here, None) else { return };
     let Some(disk) = DataDisk::new(&here) else { return };
     *sshd.image.lock().unwrap() = Some(here.path("image"));
     let Some(story) = told(here, sshd) else { return };

@@ -113,7 +113,7 @@ impl Here {
     pub fn until(&self, what: &str, seen: impl Fn() -> bool) {
         let since = Instant::now();
         while !seen() {
-            assert!(since.elapsed() < Duration::from_secs(60), "{what} did not come: {}", self.logs());
+            assert!(since.elapsed() < Duration::from_secs(150), "{what} did not come: {}", self.logs());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -129,21 +129,8 @@ impl Here {
         format!("{:?}\n{}", self.drivers(), dirs.filter_map(log).collect::<String>())
     }
 
-    /// The drivers that are ours, with their runs, by their own words.
     pub fn drivers(&self) -> Vec<(i32, String)> {
-        let data = format!("data.path={}", self.path("data").display());
-        let driver = |entry: fs::DirEntry| {
-            let line = fs::read(entry.path().join("cmdline")).ok()?;
-            let words: Vec<String> = line
-                .split(|byte| *byte == 0)
-                .map(|word| String::from_utf8_lossy(word).into_owned())
-                .collect();
-            let at = words.windows(2).position(|pair| pair == ["gpu", "drive"])?;
-            let ours = words[0].ends_with("echoes-appliance") && words.contains(&data);
-            ours.then(|| Some((entry.file_name().to_str()?.parse().ok()?, words.get(at + 2)?.clone())))
-                .flatten()
-        };
-        fs::read_dir("/proc").unwrap().flatten().filter_map(driver).collect()
+        drivers(&self.path("data"))
     }
 
     pub fn driver(&self, run: &str) -> Option<i32> {
@@ -180,6 +167,26 @@ impl Drop for Here {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
+}
+
+/// The drivers whose data are there, with their runs, by their own words.
+pub fn drivers(data: &Path) -> Vec<(i32, String)> {
+    let data = format!("data.path={}", data.display());
+    let driver = |entry: fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let words: Vec<String> =
+            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let at = words.windows(2).position(|pair| pair == ["gpu", "drive"])?;
+        let ours = words[0].ends_with("echoes-appliance") && words.contains(&data);
+        ours.then(|| Some((entry.file_name().to_str()?.parse().ok()?, words.get(at + 2)?.clone()))).flatten()
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(driver).collect()
+}
+
+/// Whether a process has let go of all that it held. Its entry may stay until somebody asks how it ended.
+pub fn is_dead(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn find(dir: &Path, name: &str) -> Option<PathBuf> {

@@ -50,7 +50,8 @@ impl fmt::Debug for Act {
     }
 }
 
-/// For which requests: a method (empty: any) and a part of path and query, without regard to case. After `skip` of
+/// For which requests: a method (empty: any) and a part of path and query, without regard to case; `*` in it is any
+/// number of characters. After `skip` of
 /// them, `times` times. Of several rules the first that has an act left acts; all of them count.
 #[derive(Debug, Clone)]
 pub struct Rule {
@@ -81,7 +82,12 @@ impl Rule {
     }
 
     fn fits(&self, method: &str, target: &str) -> bool {
-        (self.method.is_empty() || self.method == method) && target.contains(&self.path.to_lowercase())
+        let path = self.path.to_lowercase();
+        let mut rest = Some(target);
+        for part in path.split('*') {
+            rest = rest.and_then(|rest| rest.split_once(part)).map(|(_, after)| after);
+        }
+        (self.method.is_empty() || self.method == method) && rest.is_some()
     }
 }
 

@@ -1,0 +1,162 @@
+//! Machines of the simulated Azure that are this one, each behind a real sshd with the key that it was given at its first
+//! start, at an address of its own on loopback, in the namespace of the story.
+
+// Tests look at files and processes directly, and each uses a part of this.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr, dead_code)]
+
+use crate::{
+    cloud::{Metal, Order},
+    gpu_story::words,
+    here::Here,
+};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// What Azure hands down to a machine is given to an sshd in the namespace of the story.
+pub struct Sshd {
+    program: &'static str,
+    holder: u32,
+    dir: PathBuf,
+    /// The same for all.
+    pub port: u16,
+    /// Who is between headquarters and the machine: Azure tells of this address instead.
+    via: Option<Ipv4Addr>,
+    on: Mutex<BTreeMap<String, Child>>,
+    /// What a machine's clone is a copy of, where headquarters has a data disk.
+    pub image: Mutex<Option<PathBuf>>,
+    /// How many there ever were.
+    count: AtomicU8,
+}
+
+impl Sshd {
+    /// None, and said so, where it cannot be had.
+    pub fn new(here: &Here, via: Option<Ipv4Addr>) -> Option<Arc<Self>> {
+        let Some(program) =
+            ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists())
+        else {
+            eprintln!("SKIPPED: experiments at Azure: there is no sshd here");
+            return None;
+        };
+        // Azure makes the admin; here he is another name of root's, in this namespace alone.
+        let (passwd, holder) = (here.path("passwd"), here.holder.id());
+        let people = fs::read_to_string("/etc/passwd").unwrap();
+        fs::write(&passwd, format!("{people}echoes:x:0:0::/home/echoes:/bin/sh\n")).unwrap();
+        let script =
+            "mount -t tmpfs none /home && mkdir -p /home/echoes /run/sshd && mount --bind \"$0\" /etc/passwd";
+        let made = Command::new("nsenter")
+            .args(["--mount", "--target", &holder.to_string(), "sh", "-c", script])
+            .arg(&passwd)
+            .status();
+        assert!(made.unwrap().success());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (dir, on, count) = (here.dir.path().into(), Mutex::default(), AtomicU8::new(0));
+        Some(Arc::new(Self { program, holder, dir, port, via, on, image: Mutex::default(), count }))
+    }
+
+    /// Where the machine is that was made as the `n`th, from 1.
+    pub fn address(n: u8) -> Ipv4Addr {
+        Ipv4Addr::new(127, 0, 1, n)
+    }
+
+    fn start(&self, order: &Order, n: u8) -> Child {
+        let dir = self.dir.join(format!("machine{n}"));
+        fs::create_dir_all(&dir).unwrap();
+        let at = |name: &str| dir.join(name).display().to_string();
+        let data = String::from_utf8(order.custom_data.clone().unwrap()).unwrap();
+        let key = data.lines().find_map(|line| line.trim().strip_prefix("ed25519_private: ")).unwrap();
+        fs::write(at("host"), serde_json::from_str::<String>(key).unwrap()).unwrap();
+        fs::set_permissions(at("host"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(at("authorized"), order.public_keys.join("\n") + "\n").unwrap();
+        assert_eq!(order.admin, "echoes");
+        self.clone_disk(&data);
+        let config = format!(
+            "Port {}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
+             PermitRootLogin yes\nPidFile none\n",
+            self.port,
+            Self::address(n),
+            at("host"),
+            at("authorized"),
+        );
+        fs::write(at("sshd"), config).unwrap();
+        let holder = self.holder.to_string();
+        let words = ["--mount", "--target", &holder, self.program, "-D", "-f", &at("sshd")];
+        Command::new("nsenter").args(words).spawn().unwrap()
+    }
+
+    /// A copy of the data disk's blocks, mounted as the machine is told to.
+    fn clone_disk(&self, data: &str) {
+        let Some(image) = self.image.lock().unwrap().clone() else { return };
+        let said = |key: &str| data.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
+        let copy = self.dir.join("clone");
+        let copied = Command::new("cp").arg("--sparse=always").arg(image).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        let device = Loop::new(&copy).unwrap();
+        let uuid =
+            Command::new("blkid").args(["-p", "-o", "value", "-s", "UUID", &device.0]).output().unwrap();
+        assert_eq!(said("What=/dev/disk/by-uuid/"), words(&uuid.stdout).trim());
+        let script = "mkdir -p \"$1\" && mount -t ext4 -o \"$2\" \"$0\" \"$1\"";
+        inside(self.holder, script, &[&device.0, said("Where="), said("Options=")]);
+        // In use for as long as it is mounted, and no longer.
+    }
+}
+
+/// An image as a disk, given back when dropped.
+pub struct Loop(pub String);
+
+impl Loop {
+    pub fn new(image: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
+        made.status.success().then(|| Self(words(&made.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Done in a namespace.
+pub fn inside(holder: u32, script: &str, words: &[&str]) {
+    let holder = holder.to_string();
+    let shell = ["--mount", "--target", &holder, "sh", "-c", script];
+    assert!(Command::new("nsenter").args(shell).args(words).status().unwrap().success(), "{script}");
+}
+
+impl Metal for Sshd {
+    fn boot(&self, order: &Order) -> Result<Option<Ipv4Addr>, String> {
+        let n = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        let child = self.start(order, n);
+        self.on.lock().unwrap().insert(order.id.clone(), child);
+        let since = Instant::now();
+        while TcpStream::connect((Self::address(n), self.port)).is_err() {
+            if since.elapsed() > Duration::from_secs(10) {
+                return Err("sshd does not come up".into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Some(self.via.unwrap_or(Self::address(n))))
+    }
+
+    fn kill(&self, id: &str) {
+        if let Some(mut child) = self.on.lock().unwrap().remove(id) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn addresses(&self) -> bool {
+        true
+    }
+}
