@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=target/lock-venv
 packaging/venv.sh assets/python/uv.txt "$venv"
-for list in assets/python/{services,docs,uv} packaging/requirements; do
+for list in assets/python/{services,docs,uv,conda} packaging/requirements; do
     "$venv/bin/uv" pip compile --quiet --upgrade --universal --python-version 3.8 --generate-hashes \
         --no-header --no-annotate "$list.in" --output-file "$list.txt"
 done

@@ -2,14 +2,18 @@
 //! found by what it was made from, so that the second run makes nothing. The code itself is never installed: it is on
 //! `PYTHONPATH`, and an environment is the same whatever became of the code.
 
-use super::site::{Site, read, write};
+use super::{
+    conda,
+    site::{Site, read, write},
+    uv::Uv,
+};
 use crate::{
-    hash::{hex, sha256},
-    host::{Busy, Cmd, Host, System},
+    hash::hex,
+    host::{Busy, Cmd, Host},
     hq::python,
     ui::Try as _,
 };
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -17,9 +21,6 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
-
-/// uv by its hash, as the headquarters' own environments get it.
-const UV: &str = include_str!("../../../assets/python/uv.txt");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -30,7 +31,7 @@ pub enum Kind {
     Project,
     /// `requirements.txt`, and whatever that names.
     Requirements,
-    /// `environment.yml`, by whichever of conda's kin is there.
+    /// `environment.yml`, by whichever of conda's kin is there, or by what is fetched in their place.
     Conda,
     /// The machine's own Python.
     None,
@@ -62,9 +63,15 @@ fn wanted(text: &dyn Fn(&str) -> Result<Option<String>>) -> Result<Wanted> {
         requirements(text, "requirements.txt", &mut from)?;
         return Ok(Wanted { kind: Kind::Requirements, from });
     }
-    for name in ["environment.yml", "environment.yaml"] {
+    for name in conda::FILES {
         if let Some(conda) = text(name)? {
-            return Ok(Wanted { kind: Kind::Conda, from: [(name.into(), conda)].into() });
+            let mut from = [(name.to_owned(), conda.clone())].into();
+            for line in conda::lines(&conda) {
+                if let Some(named) = named(line) {
+                    requirements(text, named, &mut from)?;
+                }
+            }
+            return Ok(Wanted { kind: Kind::Conda, from });
         }
     }
     Ok(Wanted { kind: Kind::None, from: BTreeMap::new() })
@@ -80,24 +87,29 @@ fn requirements(
         return Ok(());
     }
     let said = text(name)?.with_context(|| format!("there is no {name} among the code"))?;
-    let is_code = |line: &str| {
-        let line = line.trim();
-        let path = ["-e", "--editable"].iter().find_map(|flag| line.strip_prefix(flag)).unwrap_or(line);
-        let path = path.trim_start_matches([' ', '=']);
-        path == "." || path.starts_with("./") || path.starts_with("../") || path.starts_with(".[")
-    };
     let kept: Vec<_> = said.lines().filter(|line| !is_code(line)).collect();
     all.insert(name.into(), kept.join("\n") + "\n");
-    for line in said.lines() {
-        let flags = ["--requirement", "--constraint", "-r", "-c"];
-        let Some(named) = flags.iter().find_map(|flag| line.trim().strip_prefix(flag)) else { continue };
-        let named = named.trim_start_matches([' ', '=']).trim();
-        if !named.is_empty() && !named.contains("://") {
-            let dir = Path::new(name).parent().unwrap_or(Path::new(""));
-            requirements(text, &dir.join(named).to_string_lossy(), all)?;
-        }
+    for named in said.lines().filter_map(named) {
+        let dir = Path::new(name).parent().unwrap_or(Path::new(""));
+        requirements(text, &dir.join(named).to_string_lossy(), all)?;
     }
     Ok(())
+}
+
+/// The file that a line of requirements names.
+fn named(line: &str) -> Option<&str> {
+    let flags = ["--requirement", "--constraint", "-r", "-c"];
+    let named = flags.iter().find_map(|flag| line.trim().strip_prefix(flag))?;
+    let named = named.split(" #").next()?.trim_start_matches([' ', '=']).trim();
+    (!named.is_empty() && !named.contains("://")).then_some(named)
+}
+
+/// Whether a line of requirements would install the code itself.
+pub(super) fn is_code(line: &str) -> bool {
+    let line = line.trim();
+    let path = ["-e", "--editable"].iter().find_map(|flag| line.strip_prefix(flag)).unwrap_or(line);
+    let path = path.trim_start_matches([' ', '=']);
+    path == "." || path.starts_with("./") || path.starts_with("../") || path.starts_with(".[")
 }
 
 impl Wanted {
@@ -118,6 +130,9 @@ pub struct Made {
     pub kind: Kind,
     /// None: the machine's own Python.
     pub dir: Option<PathBuf>,
+    /// What `environment.yml` says the script finds in its environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
 }
 
 /// Made, or found; noted for the run.
@@ -126,55 +141,59 @@ pub fn make(host: &Host, site: &Site, say: &mut dyn FnMut(&str)) -> Result<Made>
     let wanted = wanted(&|name| host.read_text(&code.join(name)))?;
     let made = if wanted.kind == Kind::None {
         say("no requirements: the machine's own Python");
-        Made { kind: Kind::None, dir: None }
+        Made { kind: Kind::None, dir: None, env: Vec::new() }
     } else {
         let version = host.ask(&Cmd::new("python3", ["-V"])).map(|out| out.stdout).unwrap_or_default();
         let dir = site.shared("envs").join(wanted.key(version.trim()));
-        found_or_made(host, site, &wanted, &dir, say)?;
-        Made { kind: wanted.kind, dir: Some(dir) }
+        let fill = |say: &mut dyn FnMut(&str)| match wanted.kind {
+            Kind::Conda => conda::fill(host, site, &dir, &wanted.from, say),
+            _ => by_uv(host, site, &dir, &wanted, say),
+        };
+        if !once(host, &dir, "environment", say, fill)? {
+            say("the environment is there already");
+        }
+        let env = if wanted.kind == Kind::Conda { conda::variables(host, &dir)? } else { Vec::new() };
+        Made { kind: wanted.kind, dir: Some(dir), env }
     };
     write(host, &site.environment(), &made)?;
     Ok(made)
 }
 
 pub fn of(host: &Host, site: &Site) -> Result<Made> {
-    Ok(read(host, &site.environment())?.unwrap_or(Made { kind: Kind::None, dir: None }))
+    Ok(read(host, &site.environment())?.unwrap_or(Made { kind: Kind::None, dir: None, env: Vec::new() }))
 }
 
-fn found_or_made(
+/// It is in `dir`, whole, when this returns. Whether it had to be made: what a crash left in half is made anew.
+pub(super) fn once(
     host: &Host,
-    site: &Site,
-    wanted: &Wanted,
     dir: &Path,
+    what: &str,
     say: &mut dyn FnMut(&str),
-) -> Result<()> {
+    fill: impl FnOnce(&mut dyn FnMut(&str)) -> Result<()>,
+) -> Result<bool> {
     let mark = dir.join(".complete");
     // Another run may be making the same one.
     let _alone = loop {
         if host.exists(&mark)? {
-            say("the environment is there already");
-            return Ok(());
+            return Ok(false);
         }
         match host.ledger(&dir.with_extension("lock")) {
             Err(e) if e.is::<Busy>() => {
-                say("another run is making the same environment");
+                say(&format!("another run is making the same {what}"));
                 std::thread::sleep(Duration::from_secs(1));
             }
             lock => break lock?,
         }
     };
     if host.exists(&mark)? {
-        return Ok(());
+        return Ok(false);
     }
     host.remove_tree(dir)?;
-    let filled = match wanted.kind {
-        Kind::Conda => conda(host, site, dir, wanted, say),
-        _ => by_uv(host, site, dir, wanted, say),
-    };
-    filled.with_context(|| format!("making the environment in {}", dir.display()))?;
+    fill(say).with_context(|| format!("making the {what} in {}", dir.display()))?;
     // The mark must not reach the disk before what it vouches for.
     host.run(&Cmd::new("sync", ["--file-system", &*dir.to_string_lossy()]))?;
-    host.write(&mark, 0o644, b"")
+    host.write(&mark, 0o644, b"")?;
+    Ok(true)
 }
 
 fn by_uv(host: &Host, site: &Site, dir: &Path, wanted: &Wanted, say: &mut dyn FnMut(&str)) -> Result<()> {
@@ -207,111 +226,6 @@ fn by_uv(host: &Host, site: &Site, dir: &Path, wanted: &Wanted, say: &mut dyn Fn
             let hint = python::hint(&format!("{e:#}"));
             Err(e).or_try(hint)
         }
-    }
-}
-
-fn conda(host: &Host, site: &Site, dir: &Path, wanted: &Wanted, say: &mut dyn FnMut(&str)) -> Result<()> {
-    let file = wanted.from.keys().next().context("no environment.yml")?;
-    let (dir, file) = (dir.to_string_lossy(), site.code().join(file));
-    let file = file.to_string_lossy();
-    let home = System::environment("HOME").unwrap_or_default();
-    // Where Azure's images and conda's own installers put it.
-    let places = [
-        String::new(),
-        "/opt/conda/bin/".into(),
-        "/anaconda/bin/".into(),
-        "/opt/miniconda/bin/".into(),
-        format!("{home}/miniconda3/bin/"),
-        format!("{home}/.local/bin/"),
-    ];
-    for name in ["micromamba", "mamba", "conda"] {
-        for place in &places {
-            let program = format!("{place}{name}");
-            if !host.ask(&Cmd::new(&program, ["--version"])).is_ok_and(|out| out.ok()) {
-                continue;
-            }
-            let create: &[&str] =
-                if name == "micromamba" { &["create", "--yes"] } else { &["env", "create"] };
-            let args = create.iter().copied().chain(["--prefix", &dir, "--file", &file]);
-            return host.run_saying(&Cmd::new(&program, args), say).map(drop);
-        }
-    }
-    Err(anyhow!("the project has an environment.yml, and there is neither micromamba, mamba nor conda"))
-        .or_try("take an image with conda, or give the project a requirements.txt, which needs none")
-}
-
-struct Uv {
-    program: String,
-    settings: Vec<(String, String)>,
-}
-
-impl Uv {
-    /// The one that is there, else one of our own.
-    fn get(host: &Host, site: &Site, say: &mut dyn FnMut(&str)) -> Result<Self> {
-        let own = site.shared("cache").join(format!("uv-{}", &sha256(UV)[..12]));
-        let home = System::environment("HOME").unwrap_or_default();
-        let mut places = vec![
-            "uv".to_owned(),
-            format!("{home}/.local/bin/uv"),
-            "/usr/local/bin/uv".into(),
-            own.join("bin/uv").display().to_string(),
-        ];
-        // On the headquarters itself.
-        let envs = Path::new(python::HOME).join("env");
-        for name in host.list(&envs).unwrap_or_default() {
-            if name.starts_with("uv-") {
-                places.push(envs.join(name).join("bin/uv").display().to_string());
-            }
-        }
-        let runs = |program: &String| host.ask(&Cmd::new(program, ["--version"])).is_ok_and(|out| out.ok());
-        let program = match places.into_iter().find(runs) {
-            Some(program) => program,
-            None => Self::fetch(host, &own, say)?,
-        };
-        let pip = host.ask(&Cmd::new("python3", ["-m", "pip", "config", "list"]));
-        let pip = pip.map(|out| out.stdout).unwrap_or_default();
-        let inherited = host.run(&Cmd::new("env", ["-0"]))?;
-        let inherited: Vec<_> = inherited
-            .split('\0')
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        let mut settings = python::settings(&pip, &inherited);
-        settings.push(("UV_CACHE_DIR".into(), site.shared("cache").join("uv").display().to_string()));
-        settings.push(("UV_NO_PROGRESS".into(), "1".into()));
-        Ok(Self { program, settings })
-    }
-
-    fn fetch(host: &Host, dir: &Path, say: &mut dyn FnMut(&str)) -> Result<String> {
-        say("fetching uv");
-        host.remove_tree(dir)?;
-        let venv = Cmd::new("python3", ["-m", "venv", &*dir.to_string_lossy()]);
-        host.run_saying(&venv, say)
-            .context("fetching uv, which installs the rest")
-            .or_try("sudo apt-get install python3-venv, or take an image with uv")?;
-        let pip = dir.join("bin/python").display().to_string();
-        let args = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--require-hashes",
-            "--only-binary",
-            ":all:",
-            "-r",
-            "/dev/stdin",
-        ];
-        let pip = Cmd::new(&pip, args).env("PIP_USER", "0").env("PIP_NO_INPUT", "1").stdin(UV);
-        if let Err(e) = host.run_saying(&pip, say) {
-            let hint = python::hint(&format!("{e:#}"));
-            return Err(e).context("fetching uv, which installs the rest").or_try(hint);
-        }
-        Ok(dir.join("bin/uv").display().to_string())
-    }
-
-    fn cmd(&self, args: &[&str]) -> Cmd {
-        let cmd = Cmd::new(&self.program, args.iter().copied());
-        self.settings.iter().fold(cmd, |cmd, (name, value)| cmd.env(name, value))
     }
 }
 
@@ -377,5 +291,17 @@ mod tests {
         assert_eq!(of(&files).unwrap().key("3.12"), wanted.key("3.12"));
         let missing = of(&files[..1]).unwrap_err().to_string();
         assert_eq!(missing, "there is no more/deep.txt among the code");
+    }
+
+    #[test]
+    fn what_environment_yml_names_for_pip_is_part_of_the_key() {
+        let conda = ("environment.yml", "dependencies:\n- six\n- pip:\n  - '-r more.txt' # ours\n");
+        let files = [conda, ("more.txt", "-c c.txt\nnumpy"), ("c.txt", "numpy<2")];
+        let wanted = of(&files).unwrap();
+        assert_eq!(wanted.from.keys().collect::<Vec<_>>(), ["c.txt", "environment.yml", "more.txt"]);
+        let mut other = files;
+        other[2].1 = "numpy<3";
+        assert_ne!(of(&other).unwrap().key("3.12"), wanted.key("3.12"));
+        assert_eq!(of(&files[..1]).unwrap_err().to_string(), "there is no more.txt among the code");
     }
 }

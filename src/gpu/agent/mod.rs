@@ -3,6 +3,7 @@
 //! directory alone, as the user whose script it is.
 
 pub mod book;
+pub mod conda;
 pub mod environment;
 pub mod give;
 pub mod mirror;
@@ -10,6 +11,7 @@ pub mod notice;
 pub mod samples;
 pub mod site;
 pub mod start;
+pub mod uv;
 pub mod watch;
 
 use super::{

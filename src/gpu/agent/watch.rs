@@ -5,7 +5,7 @@
 
 use super::{
     book::Writer,
-    environment::{self, Made},
+    environment::{self, Kind, Made},
     notice,
     samples::{Sampler, interval},
     site::{Begun, Order, Secrets, Site, read, write},
@@ -301,7 +301,7 @@ fn command(
             cmd = cmd.env(name, &value);
         }
     }
-    let theirs = order.env.iter().chain(secrets);
+    let theirs = made.env.iter().chain(&order.env).chain(secrets);
     let mut modules = modules;
     for (name, value) in theirs {
         if name == "PYTHONPATH" {
@@ -314,7 +314,8 @@ fn command(
         cmd = cmd.env("MLFLOW_TRACKING_SERVER_CERT_PATH", &site.authority().to_string_lossy());
     }
     if let Some(dir) = &made.dir {
-        cmd = cmd.env("VIRTUAL_ENV", &dir.to_string_lossy());
+        let name = if made.kind == Kind::Conda { "CONDA_PREFIX" } else { "VIRTUAL_ENV" };
+        cmd = cmd.env(name, &dir.to_string_lossy());
     }
     if let Some(until) = begun.until {
         cmd = cmd.env("ECHOES_UNTIL", &until.to_string());
@@ -346,7 +347,7 @@ mod tests {
             azure: false,
         };
         let begun = Begun { first: 1, until: Some(9), attempt: 2 };
-        let made = Made { kind: environment::Kind::Locked, dir: Some("/h/envs/k".into()) };
+        let made = Made { kind: Kind::Locked, dir: Some("/h/envs/k".into()), env: Vec::new() };
         let secrets = vec![pair("MLFLOW_TRACKING_PASSWORD", "s3")];
         let inherited = |name: &str| (name == "PATH").then(|| "/bin".to_owned());
         let cmd = command(&site, &order, &begun, &secrets, &made, Path::new("/home/u"), &inherited);
@@ -372,7 +373,7 @@ mod tests {
             assert_eq!(value(name), Some(expected), "{name}");
         }
         assert!(!cmd.to_string().contains("s3"), "a secret is in no argument");
-        let none = Made { kind: environment::Kind::None, dir: None };
+        let none = Made { kind: Kind::None, dir: None, env: Vec::new() };
         for (script, expected) in [
             ("a.py", "python3 -u /h/runs/r/code/a.py"),
             ("a.sh", "bash /h/runs/r/code/a.sh"),
