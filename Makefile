@@ -25,7 +25,7 @@ test: ## Install what the tests need, and run all of them
 	@tests/support/tools.sh test
 	@tests/support/test.sh
 
-bench: ## Time install, no-op and change beside Ansible and pyinfra; certificates beside certbot and lego
+bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az
 	@tests/support/tools.sh bench
 	@$(MAKE) --no-print-directory deb
 	@$(AS_ROOT) cargo run --quiet --release --example bench

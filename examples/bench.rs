@@ -1,17 +1,25 @@
 //! `make bench`: install, nothing to do and one changed file, beside the same work by Ansible and by pyinfra; what the
-//! password check costs; and certificates of an authority, beside certbot and lego. Ratios of medians, taken in turns
-//! on lab machines. It judges nothing: times on a shared host are no test.
+//! password check costs; certificates of an authority, beside certbot and lego; and getting an experiment to a machine,
+//! beside rsync, scp, tar and az. Ratios of medians, taken in turns. It judges nothing: times on a shared host are no test.
 
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
 
 #[path = "../tests/support/acme.rs"]
 mod acme;
+#[path = "bench/far.rs"]
+mod far;
+#[path = "bench/first.rs"]
+mod first;
+#[path = "bench/gpu.rs"]
+mod gpu;
 #[allow(dead_code)]
 #[path = "../tests/support/hq.rs"]
 mod hq;
 #[path = "../tests/support/lab.rs"]
 mod lab;
+#[path = "bench/sending.rs"]
+mod sending;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Lab, Machine, Release};
@@ -22,8 +30,11 @@ const RELEASE: Release = Release::Trixie;
 /// Of the machines' Python, for which the tools are fetched on this host.
 const PYTHON: &str = "3.13";
 const TOP: &str = env!("CARGO_MANIFEST_DIR");
-const USAGE: &str =
-    "usage: bench [--rounds N] [--cold N] [--only nothing|file|password|certificates|cold] [--json]";
+const USAGE: &str = "usage: bench [--rounds N] [--cold N] [--only PART,…] [--program PATH] [--json]
+PART: nothing, file, password, certificates, cold (an installation); code, data, first-line, cli (an experiment)
+PATH: the program whose experiments are timed, in place of the package's";
+
+const INSTALLING: [&str; 5] = ["nothing", "file", "password", "certificates", "cold"];
 
 const OURS: &str = "echoes-appliance install";
 const ANSIBLE: &str = "cd /root/role && LC_ALL=C.UTF-8 PYTHONPATH=/root/tools python3 -m ansible playbook -i localhost, playbook.yml";
@@ -32,18 +43,45 @@ const PYINFRA: &str =
 const BARE: &str = "sh /root/bare.sh /root/services.txt /root/docs.txt";
 
 fn main() -> Result<()> {
-    let (mut rounds, mut cold, mut only, mut as_json) = (5, 3, None, false);
+    let (mut rounds, mut cold, mut only, mut program, mut as_json) = (5, 3, None, None, false);
     let args: Vec<_> = std::env::args().skip(1).collect();
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         match arg.as_str() {
             "--rounds" => rounds = rest.next().context(USAGE)?.parse()?,
             "--cold" => cold = rest.next().context(USAGE)?.parse()?,
-            "--only" => only = Some(rest.next().context(USAGE)?.as_str()),
+            "--only" => only = Some(rest.next().context(USAGE)?.split(',').collect::<Vec<_>>()),
+            "--program" => program = Some(rest.next().context(USAGE)?.into()),
             "--json" => as_json = true,
             _ => bail!(USAGE),
         }
     }
+    let known = |part: &&str| INSTALLING.contains(part) || gpu::PARTS.contains(part);
+    ensure!(only.iter().flatten().all(known), USAGE);
+    let wanted = |part: &str| only.as_ref().is_none_or(|only| only.contains(&part));
+    let (mut rows, mut tasks) = (Vec::new(), None);
+    if INSTALLING.into_iter().any(wanted) {
+        tasks = Some(installing(rounds, cold, &wanted, &mut rows)?);
+    }
+    if gpu::PARTS.into_iter().any(wanted) {
+        rows.extend(gpu::table(program, rounds, &wanted)?);
+    }
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    if as_json {
+        let rows: Vec<_> = rows.iter().map(Row::json).collect();
+        println!("{}", serde_json::to_string_pretty(&json!({"tasks": tasks, "load": load, "rows": rows}))?);
+    } else {
+        let tasks = tasks.map(|tasks| format!("{tasks} tasks in the playbook and in the deploy; "));
+        println!("\n{}load of this host at the end: {load}\n", tasks.unwrap_or_default());
+        println!("{:<46} {:>10} {:>19} {:>14}", "", "median", "least to most", "ratio");
+        rows.iter().for_each(|row| println!("{row}"));
+    }
+    Ok(())
+}
+
+/// The headquarters, on machines of the lab. How many tasks the others' playbooks have.
+fn installing(rounds: usize, cold: usize, wanted: &dyn Fn(&str) -> bool, rows: &mut Vec<Row>) -> Result<u32> {
     Lab::available().map_err(|missing| anyhow::anyhow!("cannot boot machines here:\n{missing}"))?;
     let tools = tools()?;
     let machine = prepared(&tools)?;
@@ -51,11 +89,8 @@ fn main() -> Result<()> {
     seconds(&machine, "echoes-appliance install --set data.disk=none")?;
     // Ansible wants it for its apt module, and would install it by itself.
     machine.ok("apt-get -qq -y install python3-apt wrk >/dev/null");
-    let tasks: u32 =
+    let tasks =
         machine.ok("python3 /root/role.py /root/role /root/services.txt /root/docs.txt").trim().parse()?;
-
-    let mut rows = Vec::new();
-    let wanted = |part: &str| only.is_none_or(|only| only == part);
     if wanted("nothing") {
         rows.extend(nothing_to_do(&machine, rounds)?);
     }
@@ -71,17 +106,7 @@ fn main() -> Result<()> {
     if wanted("cold") && cold > 0 {
         rows.extend(from_nothing(&machine, &tools, cold)?);
     }
-    let load = std::fs::read_to_string("/proc/loadavg")?;
-    let load = load.split(' ').next().unwrap_or_default();
-    if as_json {
-        let rows: Vec<_> = rows.iter().map(Row::json).collect();
-        println!("{}", serde_json::to_string_pretty(&json!({"tasks": tasks, "load": load, "rows": rows}))?);
-    } else {
-        println!("\n{tasks} tasks in the playbook and in the deploy; load of this host at the end: {load}\n");
-        println!("{:<34} {:>10} {:>22}", "", "median", "ratio");
-        rows.iter().for_each(|row| println!("{row}"));
-    }
-    Ok(())
+    Ok(tasks)
 }
 
 /// One line of the table: a median, and how it stands to ours.
@@ -101,7 +126,12 @@ impl Row {
 
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:<34} {:>7.3} {:<4}", self.what, median(&self.all), self.unit)?;
+        let (least, most) = self
+            .all
+            .iter()
+            .fold((f64::INFINITY, 0_f64), |(least, most), one| (least.min(*one), most.max(*one)));
+        write!(f, "{:<46} {:>7.3} {:<2}", self.what, median(&self.all), self.unit)?;
+        write!(f, " {least:>9.3} {most:>9.3}")?;
         self.ratio.map_or(Ok(()), |(ratio, of)| write!(f, " {ratio:>8.2} × {of}"))
     }
 }

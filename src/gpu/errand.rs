@@ -14,6 +14,7 @@ use super::{
     wire::{Wire, is_lost, shown},
 };
 use crate::{
+    hash::sha256,
     host::{
         Cmd, Host,
         beneath::{Beneath, Rel},
@@ -24,9 +25,10 @@ use crate::{
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use std::{
+    cell::OnceCell,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError, mpsc::channel},
     time::{Duration, Instant},
 };
 
@@ -211,7 +213,10 @@ impl<'a> Errand<'a> {
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
         ensure_among(&tree, &script, &spec.project)?;
         self.note(provenance::code(&tree));
-        wire.tell(&Ask::Code { hash: tree.hash() })?;
+        // What is rented is gone after the run, and what is here is not sent far.
+        let keep =
+            matches!(spec.source, Source::Ssh { .. }).then(|| project_key(&spec.project)).transpose()?;
+        wire.tell(&Ask::Code { hash: tree.hash(), keep })?;
         let sent = tree::send(wire, &dir, &tree, Squeeze::Yes)?;
         (self.say)(&match sent.files {
             0 => format!("the code is there: {} files", tree.0.len()),
@@ -234,24 +239,33 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
-    fn send_data(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+    /// `go` waits until they may be sent, and says whether they still shall be. Until then they are read.
+    fn send_data(&self, spec: &Spec, machine: &Machine, go: &dyn Fn() -> bool) -> Result<()> {
         for name in &spec.data {
             match &machine.data {
+                // Not the code came there, and that is told of.
+                Some(_) if !go() => {}
                 Some(data) => self.find_clone(spec, machine, name, &data.join(name))?,
                 None if matches!(machine.target, Target::Local) => {
+                    if !go() {
+                        continue;
+                    }
                     let at = self.given.data.join(name);
                     self.ask_placed(spec, machine, name, (&at, false))?;
                     self.note_placed(name);
                 }
-                None => self.send_copy(spec, machine, name)?,
+                None => self.send_copy(spec, machine, name, go)?,
             }
         }
         Ok(())
     }
 
-    fn send_copy(&self, spec: &Spec, machine: &Machine, name: &str) -> Result<()> {
+    fn send_copy(&self, spec: &Spec, machine: &Machine, name: &str, go: &dyn Fn() -> bool) -> Result<()> {
         let (rel, (dir, tree)) = (Rel::new(name)?, self.read_data(name)?);
         (self.say)(&format!("{name}: {} files, {} MiB", tree.0.len(), tree.bytes() >> 20));
+        if !go() {
+            return Ok(());
+        }
         let sent = self.hold(spec, machine, SENDING, |wire| {
             wire.tell(&Ask::Data { name: rel, hash: tree.hash() })?;
             tree::send(wire, &dir, &tree, Squeeze::No)
@@ -423,6 +437,13 @@ impl<'a> Errand<'a> {
     }
 }
 
+/// By what a machine knows a project again: its name for people, and where it is here.
+fn project_key(project: &Path) -> Result<Rel> {
+    let name = project.file_name().unwrap_or_default().to_string_lossy();
+    let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric()).take(40).collect();
+    Rel::new(&format!("{name}-{}", &sha256(project.as_os_str().as_encoded_bytes())[..16]))
+}
+
 /// What is not sent cannot be started.
 fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
     if tree.0.iter().any(|entry| entry.path == *script) {
@@ -435,30 +456,37 @@ fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
 
 impl Job for Errand<'_> {
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        let mut tries = 0;
-        loop {
-            let sent = self.hold(spec, machine, SENDING, |wire| {
-                self.send_code(spec, wire)?;
-                self.send_results(spec, wire)
-            });
-            tries += 1;
-            match sent {
-                Err(e) if e.is::<Changed>() && tries < TRIES => (self.say)(&format!("{e}; once more")),
-                Err(e) => return Err(e).context("sending the code"),
-                Ok(()) => break,
-            }
-        }
-        // A dataset needs the network and the disk, an environment the processors: side by side.
+        // A dataset needs the network and the disk, an environment the processors: side by side. Whatever else there is
+        // to say is said in one conversation, for each one more is several ways there and back.
         std::thread::scope(|scope| {
-            let data = scope.spawn(|| self.send_data(spec, machine));
-            let environment = self.hold(spec, machine, SENDING, |wire| self.make_environment(wire));
-            let data = data.join().map_err(|_| anyhow!("sending the data came to a sudden end"))?;
-            environment.context("making the environment").and(data)
-        })?;
-        self.hold(spec, machine, ASKING, |wire| {
-            let order = Box::new(self.order(spec)?);
-            wire.tell(&Ask::Order { order, secrets: self.given.secrets.clone() })?;
-            wire.hear()
+            let (code_is_there, go) = channel();
+            let mut data = Some(scope.spawn(move || {
+                let gone = OnceCell::new();
+                self.send_data(spec, machine, &|| *gone.get_or_init(|| go.recv().is_ok()))
+            }));
+            let mut tries = 0;
+            loop {
+                let held = self.hold(spec, machine, SENDING, |wire| {
+                    self.send_code(spec, wire)
+                        .and_then(|()| self.send_results(spec, wire))
+                        .context("sending the code")?;
+                    // Who does not listen any more has said why.
+                    let _ = code_is_there.send(());
+                    let environment = self.make_environment(wire).context("making the environment");
+                    let sent = data.take().map_or(Ok(Ok(())), |data| data.join());
+                    let sent = sent.map_err(|_| anyhow!("sending the data came to a sudden end"))?;
+                    environment.and(sent)?;
+                    // Last: which data it is, is a tag of what the script makes.
+                    let order = Box::new(self.order(spec)?);
+                    wire.tell(&Ask::Order { order, secrets: self.given.secrets.clone() })?;
+                    wire.hear()
+                });
+                tries += 1;
+                match held {
+                    Err(e) if e.is::<Changed>() && tries < TRIES => (self.say)(&format!("{e:#}; once more")),
+                    held => return held,
+                }
+            }
         })
     }
 

@@ -64,7 +64,8 @@ impl Tree {
 /// Of a whole reader; and how many bytes there were.
 pub fn digest(from: &mut impl Read) -> std::io::Result<(String, u64)> {
     let mut hash = Sha256::new();
-    let mut bytes = vec![0; 128 << 10];
+    // For thousands of small files: a larger one would be fetched from the kernel, and cleared, for each.
+    let mut bytes = [0; 32 << 10];
     let mut len = 0;
     loop {
         match from.read(&mut bytes)? {

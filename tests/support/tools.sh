@@ -10,10 +10,13 @@ lab=(mmdebstrap:mmdebstrap systemd-nspawn:systemd-container nft:nftables ip:ipro
     mkfs.ext4:e2fsprogs)
 # What the disk and certificate tests compare us with, and who answers where a test goes to a machine over ssh.
 test=(shellcheck:shellcheck openssl:openssl mkfs.xfs:xfsprogs sfdisk:fdisk pvcreate:lvm2 sshd:openssh-server)
+# What an experiment's way to its machine is timed beside. az is fetched by the bench itself, with pip.
+bench=(sshd:openssh-server ssh:openssh-client rsync:rsync tc:iproute2 setpriv:util-linux)
 
 case ${1:-} in
 build) wanted=("${build[@]}") ;;
-demo | bench) wanted=("${build[@]}" "${lab[@]}") ;;
+demo) wanted=("${build[@]}" "${lab[@]}") ;;
+bench) wanted=("${build[@]}" "${lab[@]}" "${bench[@]}") ;;
 test) wanted=("${build[@]}" "${lab[@]}" "${test[@]}") ;;
 *) sed -n 's/^# usage: /usage: /p' "$0" >&2 && exit 2 ;;
 esac

@@ -4,7 +4,7 @@
 
 use crate::{
     gpu::{
-        tree::{self, Have, Sent, Squeeze, Tree, What},
+        tree::{self, Entry, Have, Sent, Squeeze, Tree, What},
         wire::Wire,
     },
     hash::hex,
@@ -13,25 +13,26 @@ use crate::{
         beneath::{Beneath, Found, OnDisk, Rel, stays_inside},
     },
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flate2::read::DeflateDecoder;
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{HashMap, HashSet},
-    io::{Read, Write as _},
+    io::{Read, Write},
     path::Path,
 };
 
-/// Make `dir` the tree of this hash, by what the other side sends; `mark` is a file beside it.
+/// Make `dir` the tree of this hash, by what the other side sends; `mark` is a file beside it. On disk later: whoever
+/// uses it looks whether it is what the mark says.
 pub fn receive(
     host: &Host,
     wire: &mut Wire,
-    dir: &Path,
-    mark: &Path,
+    (dir, mark): (&Path, &Path),
     hash: &str,
     squeeze: Squeeze,
+    on_disk: OnDisk,
 ) -> Result<()> {
-    if host.read_text(mark)?.is_some_and(|text| text.trim() == hash) {
+    if is_marked(host, mark, hash)? {
         return wire.tell(&Have::Same);
     }
     host.remove(mark)?;
@@ -63,9 +64,66 @@ pub fn receive(
             into.link(&entry.path, to)?;
         }
     }
-    into.sync()?;
-    host.write(mark, 0o644, format!("{hash}\n").as_bytes())?;
+    if on_disk == OnDisk::Now {
+        into.sync()?;
+    }
+    set_mark(host, mark, hash)?;
     wire.tell(&Sent { files: lacks.len(), bytes, removed })
+}
+
+fn is_marked(host: &Host, mark: &Path, hash: &str) -> Result<bool> {
+    Ok(host.read_text(mark)?.is_some_and(|text| text.trim() == hash))
+}
+
+fn set_mark(host: &Host, mark: &Path, hash: &str) -> Result<()> {
+    host.write(mark, 0o644, format!("{hash}\n").as_bytes())
+}
+
+/// Make `dir` the same as `from`, which must be the tree of this hash: it is read for that anyhow.
+pub fn copy(host: &Host, from: &Path, (dir, mark): (&Path, &Path), hash: &str) -> Result<()> {
+    if is_marked(host, mark, hash)? {
+        return Ok(());
+    }
+    host.remove(mark)?;
+    let (from, into) = (Beneath::make(host, from)?, Beneath::make(host, dir)?);
+    let there = from.walk(usize::MAX)?;
+    into.prune(&there.iter().filter_map(|found| Some(found.path.as_ref().ok()?.as_str())).collect())?;
+    let mut tree = Tree::default();
+    for Found { path, kind, exec, .. } in there {
+        let path = path.map_err(|why| anyhow!(why))?;
+        let doing = || format!("copying {path}");
+        let what = match kind {
+            Kind::File => {
+                let (mut file, _) = from.read(&path)?.with_context(|| format!("{path} went away"))?;
+                let mut part = into.write(&path)?;
+                let (hash, len) = tree::digest(&mut Tee(&mut file, &mut part)).with_context(doing)?;
+                part.keep(exec, OnDisk::Later)?;
+                What::File { len, exec, hash }
+            }
+            Kind::Link(to) => {
+                let to = to.to_str().with_context(doing)?.to_owned();
+                into.link(&path, &to)?;
+                What::Link { to }
+            }
+            Kind::Dir | Kind::Other => bail!("{path} is neither file nor link"),
+        };
+        tree.0.push(Entry { path, what });
+    }
+    tree.0.sort_by(|a, b| a.path.cmp(&b.path));
+    ensure!(tree.hash() == hash, "{} was changed by somebody; it is mended", from.path().display());
+    into.sync()?;
+    set_mark(host, mark, hash)
+}
+
+/// What is read of the one is written to the other.
+struct Tee<'a, R, W>(&'a mut R, &'a mut W);
+
+impl<R: Read, W: Write> Read for Tee<'_, R, W> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.0.read(bytes)?;
+        self.1.write_all(&bytes[..n])?;
+        Ok(n)
+    }
 }
 
 /// The files, by their place in the list, that are not there as they should be.

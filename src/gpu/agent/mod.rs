@@ -20,7 +20,7 @@ use super::{
 };
 use crate::host::{
     Busy, Host,
-    beneath::{Beneath, Rel},
+    beneath::{Beneath, OnDisk, Rel},
     mounts,
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -88,13 +88,14 @@ pub fn attend(host: &Host, site: &Site, wire: &mut Wire) -> Result<()> {
 
 fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
     match ask {
-        Ask::Code { hash } => {
+        Ask::Code { hash, keep } => {
             not_begun(host, site)?;
-            mirror::receive(host, wire, &site.code(), &site.mark("code"), &hash, Squeeze::Yes)
+            code(host, site, wire, &hash, keep)
         }
         Ask::Out { hash } => {
             not_begun(host, site)?;
-            mirror::receive(host, wire, &site.out(), &site.mark("out"), &hash, Squeeze::No)
+            let out = (&*site.out(), &*site.mark("out"));
+            mirror::receive(host, wire, out, &hash, Squeeze::No, OnDisk::Now)
         }
         Ask::Data { name, hash } => {
             plain(&name)?;
@@ -104,7 +105,7 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
                 Err(e) if e.is::<Busy>() => bail!("{name} is on its way to this machine already"),
                 lock => lock?,
             };
-            mirror::receive(host, wire, &dir, &mark, &hash, Squeeze::No)?;
+            mirror::receive(host, wire, (&dir, &mark), &hash, Squeeze::No, OnDisk::Now)?;
             host.link(&site.data().join(name.as_str()), &dir)
         }
         Ask::Placed { name, at, clone } => {
@@ -153,6 +154,35 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
         }
         Ask::Book { book, from } => give::page(host, site, wire, book, from),
     }
+}
+
+/// Where a project's code is kept, that is brought up to date, and the run has its copy: what a script changes in its
+/// own code is not what the next one gets.
+fn code(host: &Host, site: &Site, wire: &mut Wire, hash: &str, keep: Option<Rel>) -> Result<()> {
+    let (own, own_mark) = (site.code(), site.mark("code"));
+    let alone = match &keep {
+        None => None,
+        Some(name) => {
+            plain(name)?;
+            match host.ledger(&site.shared("code").join(format!("{name}.lock"))) {
+                // Another run of the same project is about to begin: this one's code comes for itself.
+                Err(e) if e.is::<Busy>() => None,
+                lock => Some((name, lock?)),
+            }
+        }
+    };
+    let Some((name, _lock)) = alone else {
+        return mirror::receive(host, wire, (&own, &own_mark), hash, Squeeze::Yes, OnDisk::Now);
+    };
+    let kept = site.shared("code").join(name.as_str());
+    let mark = site.shared("code").join(format!("{name}.tree"));
+    mirror::receive(host, wire, (&kept, &mark), hash, Squeeze::Yes, OnDisk::Later)?;
+    if let Err(error) = mirror::copy(host, &kept, (&own, &own_mark), hash) {
+        // Whatever became of it, the next try looks at each file.
+        host.remove(&mark)?;
+        return Err(error);
+    }
+    Ok(())
 }
 
 fn environment(host: &Host, site: &Site, wire: &mut Wire) -> Result<()> {

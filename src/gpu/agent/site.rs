@@ -26,7 +26,7 @@ impl Site {
     }
 
     /// What runs share. One user's: another could not read it, or could change it under the first.
-    pub const SHARED: [&str; 3] = ["envs", "cache", "data"];
+    pub const SHARED: [&str; 4] = ["envs", "cache", "data", "code"];
 
     pub fn shared(&self, name: &str) -> PathBuf {
         self.home.join(name)
@@ -173,8 +173,8 @@ pub struct Look {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ask {
-    /// `tree::send` follows.
-    Code { hash: String },
+    /// `tree::send` follows. `keep`: under this name it is kept for the project's next run, too.
+    Code { hash: String, keep: Option<Rel> },
     /// As `Code`: a dataset, into what runs share.
     Data { name: Rel, hash: String },
     /// As `Code`: what an earlier machine had made, into `$ECHOES_OUT`.

@@ -32,9 +32,9 @@ for agent in "$2"/bin/*/echoes-appliance; do
     if [ -x "$agent" ] && $as_root "$agent" agent leave --home "$2" --run "$1" >&2; then break; fi
 done
 ours() {
-    for process in /proc/[0-9]*; do
-        if tr '\0' '\n' 2> /dev/null < "$process/environ" | grep -qxF "$3=$1"; then echo "${process#/proc/}"; fi
-    done 2> /dev/null
+    for file in $(grep -lszxF -e "$3=$1" /proc/[0-9]*/environ 2> /dev/null); do
+        file=${file#/proc/} && echo "${file%/environ}"
+    done
 }
 for id in $(ours "$@"); do $as_root kill -KILL "$id" 2> /dev/null; done
 $as_root rm -rf -- "$2/runs/$1"
@@ -166,6 +166,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::System;
 
     fn ssh() -> Ssh {
         Ssh {
@@ -208,5 +209,39 @@ mod tests {
     #[test]
     fn what_came_from_elsewhere_moves_no_cursor() {
         assert_eq!(printable("a\u{1b}[2Jb\u{7}\n"), "a [2Jb");
+    }
+
+    #[test]
+    fn what_is_given_back_leaves_neither_process_nor_file_and_takes_nobody_else_s() {
+        let home = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let run = format!("ssh-{}", std::process::id());
+        let other = format!("{run}0");
+        for run in [&run, &other] {
+            let script = "exec setsid -f sleep 600 > /dev/null 2>&1 < /dev/null";
+            host.run(&Cmd::new("sh", ["-c", script]).env(local::MARK, run)).unwrap();
+            host.write(&home.path().join("runs").join(run).join("log"), 0o644, b"x").unwrap();
+        }
+        let at = home.path().to_str().unwrap();
+        let given_back = |run: &str| {
+            let words = ["-c", GIVE_BACK, "sh", run, at, local::MARK];
+            // The kernel takes a moment to bury whoever was ended.
+            crate::patience::Patience::seconds(5).until(|| {
+                let left = host.run(&Cmd::new("sh", words))?;
+                ensure!(left.is_empty(), "{left}");
+                Ok(())
+            })
+        };
+        let alive = |run: &str| {
+            let mark = format!("{}={run}", local::MARK);
+            let look = "grep -lszxF -e \"$1\" /proc/[0-9]*/environ; true";
+            !host.run(&Cmd::new("sh", ["-c", look, "sh", &mark])).unwrap().is_empty()
+        };
+        assert!(alive(&run) && alive(&other));
+        given_back(&run).unwrap();
+        assert!(!alive(&run) && !home.path().join("runs").join(&run).exists());
+        assert!(alive(&other) && home.path().join("runs").join(&other).exists(), "somebody else's goes on");
+        given_back(&other).unwrap();
+        assert!(!alive(&other));
     }
 }

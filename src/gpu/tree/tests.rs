@@ -6,10 +6,18 @@
 
 use super::*;
 use crate::{
-    gpu::{agent::mirror, wire::tests::pair},
-    host::System,
+    gpu::{
+        agent::{
+            attend, mirror,
+            site::{Ask, Look, Site},
+        },
+        spec::RunId,
+        wire::tests::pair,
+    },
+    host::{System, beneath::OnDisk},
 };
 use std::{
+    fs,
     os::unix::fs::{PermissionsExt as _, symlink},
     path::PathBuf,
 };
@@ -67,7 +75,8 @@ fn sent(dir: &Beneath, tree: &Tree, to: &Path, squeeze: Squeeze) -> Result<Sent>
     let (mut hq, mut agent) = pair();
     let ((into, mark), hash) = (paths(to), tree.hash());
     let receiving = std::thread::spawn(move || {
-        let received = mirror::receive(&Host::new("/", System), &mut agent, &into, &mark, &hash, squeeze);
+        let received =
+            mirror::receive(&Host::new("/", System), &mut agent, (&into, &mark), &hash, squeeze, OnDisk::Now);
         if let Err(error) = &received {
             agent.break_off(error);
         }
@@ -127,7 +136,8 @@ fn a_killed_transfer_is_gone_on_with_and_is_never_taken_for_whole() {
         let at = (into.clone(), mark.clone());
         let receiving = std::thread::spawn(move || {
             let mut agent = Wire::answering(from_hq.take(cut), to_hq).unwrap();
-            mirror::receive(&Host::new("/", System), &mut agent, &at.0, &at.1, &hash, Squeeze::No)
+            let at = (&*at.0, &*at.1);
+            mirror::receive(&Host::new("/", System), &mut agent, at, &hash, Squeeze::No, OnDisk::Now)
         });
         let mut hq = Wire::asking(Box::new(from_agent), Box::new(to_agent)).unwrap();
         assert!(send(&mut hq, &dir, &tree, Squeeze::No).is_err(), "cut at {cut}");
@@ -302,4 +312,57 @@ fn a_directory_looks_the_same_only_where_nothing_in_it_is_another() {
     assert_ne!(other.hash, first.hash);
     symlink("c", dir.path().join("d")).unwrap();
     assert_eq!((look(dir.path()).files, look(dir.path()).bytes), (3, 3));
+}
+
+/// As headquarters sends a run's code to a machine that keeps it.
+fn sent_to_be_kept(home: &Path, run: &str, from: &Path) -> Result<Sent> {
+    let site = Site { home: home.into(), run: RunId::try_from(run.to_owned()).unwrap() };
+    let (mut hq, mut agent) = pair();
+    let attending = std::thread::spawn(move || attend(&Host::new("/", System), &site, &mut agent));
+    let (dir, tree) = code(&Host::new("/", System), from, &quiet)?;
+    hq.tell(&Ask::Code { hash: tree.hash(), keep: Some(Rel::new("project-1")?) })?;
+    let sent = send(&mut hq, &dir, &tree, Squeeze::Yes);
+    // The next answer comes only after the run has its own.
+    let next = sent.and_then(|sent| {
+        hq.tell(&Ask::Look)?;
+        hq.hear::<Look>().map(|_| sent)
+    });
+    drop(hq);
+    let attended = attending.join().unwrap();
+    next.and_then(|sent| attended.map(|()| sent))
+}
+
+#[test]
+fn code_that_is_kept_is_sent_once_and_each_run_has_its_own() {
+    let from = directory(&[("train.py", "one"), ("deep/module.py", "two")]);
+    fs::set_permissions(from.path().join("train.py"), fs::Permissions::from_mode(0o755)).unwrap();
+    symlink("deep/module.py", from.path().join("link")).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let sent = |run: &str| sent_to_be_kept(home.path(), run, from.path());
+    let own = |run: &str| home.path().join("runs").join(run).join("code");
+    assert_eq!(sent("r1").unwrap().files, 2);
+    assert_eq!(shown(&own("r1")), shown(from.path()));
+    // What a script does to its own code is not what the next run gets.
+    fs::write(own("r1").join("train.py"), "other").unwrap();
+    assert_eq!(sent("r2").unwrap().files, 0);
+    assert_eq!(shown(&own("r2")), shown(from.path()));
+    // The same run once more, as after a crash of whoever sent it.
+    assert_eq!(sent("r2").unwrap().files, 0);
+    put(from.path(), &[("deep/module.py", "three")]);
+    fs::remove_file(from.path().join("link")).unwrap();
+    let changed = sent("r3").unwrap();
+    assert_eq!((changed.files, changed.removed), (1, 1));
+    assert_eq!(shown(&own("r3")), shown(from.path()));
+
+    // Of the same length: what is kept is believed by its hash alone.
+    fs::write(home.path().join("code/project-1/train.py"), "ONE").unwrap();
+    let error = sent("r4").unwrap_err();
+    assert!(format!("{error:#}").contains("was changed by somebody"), "{error:#}");
+    assert_eq!(sent("r4").unwrap().files, 1);
+    assert_eq!(shown(&own("r4")), shown(from.path()));
+
+    let host = Host::new("/", System);
+    let _busy = host.ledger(&home.path().join("code/project-1.lock")).unwrap();
+    assert_eq!(sent("r5").unwrap().files, 2, "it comes for itself");
+    assert_eq!(shown(&own("r5")), shown(from.path()));
 }
