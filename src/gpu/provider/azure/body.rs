@@ -10,6 +10,7 @@ use super::{
 use crate::gpu::provider::Offer;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use time::{OffsetDateTime, UtcOffset};
 
 /// The user that we come in as.
@@ -42,6 +43,8 @@ pub struct Blueprint<'a> {
     pub keys: &'a Keys,
     /// A disk of headquarters' that the machine gets a copy of.
     pub clone: Option<&'a str>,
+    /// What headquarters' MLflow is asked for by.
+    pub name: Option<&'a str>,
     /// When nobody is interested any more.
     pub expires: OffsetDateTime,
 }
@@ -159,7 +162,8 @@ impl Blueprint<'_> {
     }
 
     fn custom_data(&self) -> String {
-        let text = cloud_init(self.keys, self.clone.is_some());
+        let name = self.name.and_then(|name| Some((self.way.back(name)?, name)));
+        let text = cloud_init(self.keys, self.clone.is_some(), name);
         debug_assert!(text.len() <= MOST);
         BASE64_STANDARD.encode(text)
     }
@@ -183,12 +187,16 @@ pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: Offse
 }
 
 /// What the machine is told at its first start: YAML, in which every value of ours is a JSON string, which is YAML too.
-fn cloud_init(keys: &Keys, clone: bool) -> String {
+fn cloud_init(keys: &Keys, clone: bool, name: Option<(IpAddr, &str)>) -> String {
     let quoted = |text: &str| Value::from(text).to_string();
     let text = include_str!("../../../../assets/azure/cloud-init.yaml");
-    let text = text
+    let mut text = text
         .replace("@HOST_PRIVATE@", &quoted(&keys.host.private))
         .replace("@HOST_PUBLIC@", &quoted(&plain(&keys.host.public)));
+    if let Some((address, name)) = name {
+        let line = quoted(&format!("{address} {name}\n"));
+        text += &include_str!("../../../../assets/azure/cloud-init-name.yaml").replace("@LINE@", &line);
+    }
     if clone { text + include_str!("../../../../assets/azure/cloud-init-clone.yaml") } else { text }
 }
 
@@ -254,6 +262,7 @@ pub mod tests {
             way: &way,
             keys: &keys,
             clone: Some(disk),
+            name: Some("mlflow.localhost"),
             expires,
         };
         vec![
@@ -323,6 +332,7 @@ pub mod tests {
         let private = r#"ed25519_private: "-----BEGIN OPENSSH PRIVATE KEY-----\nhost\n-----END OPENSSH PRIVATE KEY-----\n""#;
         assert!(text.contains(private), "{text}");
         assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
+        assert!(text.contains(r#"content: "20.1.2.3 mlflow.localhost\n""#), "{text}");
         assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
     }
 }
