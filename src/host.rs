@@ -8,6 +8,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod beneath;
+pub mod mounts;
 pub mod process;
 
 use anyhow::{Context as _, Result, bail};

@@ -33,6 +33,71 @@ struct Sshd {
     port: u16,
     /// The machine that is on.
     on: Mutex<Option<(String, Child)>>,
+    /// What a machine's clone is a copy of, where headquarters has a data disk.
+    image: Mutex<Option<PathBuf>>,
+}
+
+/// An image as a disk, given back when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn new(image: &Path) -> Option<Self> {
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(image).output().ok()?;
+        made.status.success().then(|| Self(words(&made.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Headquarters' data on a disk of their own, as Azure attaches one; seen here as well as in the namespace of the story.
+struct DataDisk {
+    _device: Loop,
+    holder: u32,
+    at: PathBuf,
+}
+
+impl DataDisk {
+    /// None, and said so, where it cannot be had.
+    fn new(here: &Here) -> Option<Self> {
+        let (image, at) = (here.path("image"), here.path("data"));
+        // Results stay away from a disk that is nearly full. It takes no room until it is written to.
+        fs::File::create(&image).unwrap().set_len(16 << 30).unwrap();
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).status();
+        let Some(device) = made.is_ok_and(|made| made.success()).then(|| Loop::new(&image)).flatten() else {
+            eprintln!("SKIPPED: a clone of the data disk: no disk can be made here");
+            return None;
+        };
+        assert!(Command::new("mount").arg(&device.0).arg(&at).status().unwrap().success());
+        let script = "mount \"$0\" \"$1\" && mkdir -p /dev/disk && mount -t tmpfs none /dev/disk \
+            && mkdir -p /dev/disk/azure/scsi1 && ln -s \"$0\" /dev/disk/azure/scsi1/lun0 && mount -t tmpfs none /srv";
+        inside(here.holder.id(), script, &[&device.0, at.to_str().unwrap()]);
+        fs::create_dir(at.join("ucf")).unwrap();
+        fs::write(at.join("ucf/clip"), "a clip").unwrap();
+        Some(Self { _device: device, holder: here.holder.id(), at })
+    }
+}
+
+impl Drop for DataDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.at).status();
+        // ssh keeps a connection, and with it the namespace, for a while.
+        let holder = self.holder.to_string();
+        let words = ["--mount", "--target", &holder, "umount", "--lazy", "/srv/echoes_data"];
+        let _ = Command::new("nsenter").args(words).arg(&self.at).status();
+        // Made above where no udev is; anybody else's is not empty.
+        let _ = fs::remove_dir("/dev/disk");
+    }
+}
+
+/// Done in a namespace.
+fn inside(holder: u32, script: &str, words: &[&str]) {
+    let holder = holder.to_string();
+    let shell = ["--mount", "--target", &holder, "sh", "-c", script];
+    assert!(Command::new("nsenter").args(shell).args(words).status().unwrap().success(), "{script}");
 }
 
 impl Sshd {
@@ -56,7 +121,14 @@ impl Sshd {
             .status();
         assert!(made.unwrap().success());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Some(Self { program, holder, dir: here.dir.path().into(), port, on: Mutex::default() })
+        Some(Self {
+            program,
+            holder,
+            dir: here.dir.path().into(),
+            port,
+            on: Mutex::default(),
+            image: Mutex::default(),
+        })
     }
 
     fn start(&self, order: &Order) -> Child {
@@ -67,6 +139,7 @@ impl Sshd {
         fs::set_permissions(at("host"), fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(at("authorized"), order.public_keys.join("\n") + "\n").unwrap();
         assert_eq!(order.admin, "echoes");
+        self.clone_disk(&data);
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nPidFile none\n",
@@ -78,6 +151,22 @@ impl Sshd {
         let holder = self.holder.to_string();
         let words = ["--mount", "--target", &holder, self.program, "-D", "-f", &at("sshd")];
         Command::new("nsenter").args(words).spawn().unwrap()
+    }
+
+    /// A copy of the data disk's blocks, mounted as the machine is told to.
+    fn clone_disk(&self, data: &str) {
+        let Some(image) = self.image.lock().unwrap().clone() else { return };
+        let said = |key: &str| data.lines().find_map(|line| line.trim().strip_prefix(key)).unwrap();
+        let copy = self.dir.join("clone");
+        let copied = Command::new("cp").arg("--sparse=always").arg(image).arg(&copy).status();
+        assert!(copied.unwrap().success());
+        let device = Loop::new(&copy).unwrap();
+        let uuid =
+            Command::new("blkid").args(["-p", "-o", "value", "-s", "UUID", &device.0]).output().unwrap();
+        assert_eq!(said("What=/dev/disk/by-uuid/"), words(&uuid.stdout).trim());
+        let script = "mkdir -p \"$1\" && mount -t ext4 -o \"$2\" \"$0\" \"$1\"";
+        inside(self.holder, script, &[&device.0, said("Where="), said("Options=")]);
+        // In use for as long as it is mounted, and no longer.
     }
 }
 
@@ -111,7 +200,12 @@ impl Metal for Sshd {
 /// Twenty times as fast as the world: what takes Azure minutes takes seconds here.
 fn story() -> Option<Story> {
     let here = Here::new()?;
-    let sshd = Arc::new(Sshd::new(&here)?);
+    let sshd = Sshd::new(&here)?;
+    told(here, sshd)
+}
+
+fn told(here: Here, sshd: Sshd) -> Option<Story> {
+    let sshd = Arc::new(sshd);
     let (port, takes) = (sshd.port, Takes { retry_after: Some(1), ..Takes::default() });
     let there = here.dir.path().display().to_string();
     let options = Options { pace: Pace::Running(20.0), takes, metal: sshd, ..Options::default() };
@@ -144,4 +238,42 @@ fn what_can_be_had_is_shown_and_nothing_is_rented_without_a_yes() {
 fn a_script_runs_on_a_rented_machine_and_nothing_of_that_is_left() {
     let Some(story) = story() else { return };
     story.runs_to_its_receipt();
+}
+
+#[test]
+fn data_are_found_on_a_clone_of_the_data_disk_and_it_goes_with_the_machine() {
+    let Some(here) = Here::new() else { return };
+    let Some(sshd) = Sshd::new(&here) else { return };
+    let Some(disk) = DataDisk::new(&here) else { return };
+    *sshd.image.lock().unwrap() = Some(here.path("image"));
+    let Some(story) = told(here, sshd) else { return };
+    let plan = story.gpu_run("plan", &["--data", "ucf", "--dry-run"]);
+    let said = words(&plan.stderr);
+    assert!(said.contains("data: ucf, 0.0 GB, 1 files: copied, about 1 s at"), "{said}");
+
+    let clone = ["--data", "ucf", "--data-by", "clone"];
+    let plan = story.gpu_run("plan", &[&clone[..], &["--dry-run"]].concat());
+    let said = words(&plan.stderr);
+    assert_eq!(plan.status.code(), Some(0), "{said}");
+    assert!(said.contains("1 files: cloned in eastus: a snapshot of "), "{said}");
+    let frozen = story.gpu_run("plan", &[&clone[..], &["--print-spec"]].concat());
+    let frozen: serde_json::Value = serde_json::from_slice(&frozen.stdout).unwrap();
+    assert!(frozen["original"]["disk"].as_str().unwrap().ends_with("/disks/echoes-hq-data"), "{frozen}");
+
+    story.runs_to_its_receipt_with(&clone);
+    let logs = story.here.logs();
+    assert!(logs.contains("ucf is there, on a clone of the data disk: 1 files"), "{logs}");
+    assert!(story.cloud.story().contains("/snapshots/"), "{}", story.cloud.story());
+    drop(disk);
+}
+
+#[test]
+fn a_clone_that_cannot_be_is_refused_with_the_reason_before_anything_is_rented() {
+    let Some(story) = story() else { return };
+    fs::create_dir(story.here.path("data/ucf")).unwrap();
+    let refused = story.gpu_run("no", &["--data", "ucf", "--data-by", "clone", "-y"]);
+    let said = words(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("there can be no clone of ") && said.contains("--data-by copy"), "{said}");
+    assert_eq!(story.cloud.left(), Vec::<String>::new());
 }

@@ -48,7 +48,11 @@ fn a_script_runs_here_and_what_it_made_comes_home() {
     // What it is asked about afterwards.
     let again = here.run(&arguments);
     assert_eq!(again.status.code(), Some(1));
-    assert!(words(&again.stderr).contains("there was a run called esn already"), "{}", words(&again.stderr));
+    assert!(
+        words(&again.stderr).contains("there are results of a run called esn"),
+        "{}",
+        words(&again.stderr)
+    );
     let attached = here.run(&["gpu", "attach", "esn"]);
     assert_eq!(attached.status.code(), Some(7), "{}", words(&attached.stderr));
     assert!(words(&here.run(&["gpu", "ps", "--all"]).stdout).contains("exit status 7"));

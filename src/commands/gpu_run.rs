@@ -9,13 +9,13 @@ use super::{
 use crate::{
     config::{self, Config, VariableName},
     gpu::{
-        driver,
+        data, driver,
         loan::{self, Secrets},
         offer::{Row, retirement, table as rows_for_people},
         provider::{self, Choice, Offer},
         receipt::{NO_CAPACITY, NO_QUOTA, dollars},
         runs,
-        spec::{RunId, Source, Spec},
+        spec::{DataBy, RunId, Source, Spec},
         state::Event,
     },
     host::{Host, Kind, System},
@@ -47,6 +47,9 @@ pub struct Args {
     /// A dataset of the data disk that it reads, as in ucf101
     #[arg(long, value_name = "NAME")]
     data: Vec<String>,
+    /// How datasets get to a machine of Azure's: as copies, on a clone of the data disk, or as is sooner
+    #[arg(long, value_enum, value_name = "HOW")]
+    data_by: Option<DataBy>,
     /// What comes home besides $ECHOES_OUT, below the checkout
     #[arg(long, value_name = "PATH")]
     out: Vec<PathBuf>,
@@ -100,13 +103,17 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let (detach, json, yes) = (args.detach, args.json, args.yes);
     let args = with_settings(args, &config.gpu);
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
+    let data_by = args.data_by.unwrap_or(config.gpu.data_by);
     let spec = spec(args, &host, &config)?;
+    let delivery = data::deliver(&host, &config, &spec.source, (&spec.data, data_by), &spec.regions)?;
+    let data = delivery.lines();
+    let spec = Spec { original: delivery.original(), ..spec };
     if print_spec {
         ui.out(serde_json::to_string_pretty(&spec)?);
         return Ok(0);
     }
     let choice = provider::offers(&spec, &host, &config)?;
-    ui.say(plan(&spec, &choice, &runs::results(&config, &spec.run)));
+    ui.say(plan(&spec, &choice, data, &runs::results(&config, &spec.run)));
     if choice.offers.is_empty() {
         let none = || bail!("none of these can be had");
         let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
@@ -169,6 +176,8 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
             ("--vm-size", !args.wish.sizes.is_empty()),
             ("--region", !args.wish.regions.is_empty()),
             ("--spot", args.wish.spot.is_some()),
+            // A copy is what there is on a machine of the team's.
+            ("--data-by", args.data_by == Some(DataBy::Clone)),
         ];
         if let Some((flag, _)) = choice.into_iter().find(|(_, given)| *given) {
             let no = || bail!("{flag} says what to rent, and on {source} nothing is rented");
@@ -220,6 +229,7 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         max_seconds: wish.max_seconds,
         max_cost: wish.max_cost,
         data: args.data,
+        original: None,
         out: args.out,
         env: args.env,
         secrets: args.secret.iter().map(|one| named(one).0.to_owned()).collect(),
@@ -289,13 +299,14 @@ fn short_of_quota(rows: &[Row]) -> bool {
 }
 
 /// What it will do, for people.
-fn plan(spec: &Spec, choice: &Choice, results: &Path) -> String {
+fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &Path) -> String {
     let mut lines = vec![format!("{}: {} of {}", spec.run, spec.script.display(), spec.project.display())];
     lines.push(if choice.rows.is_empty() {
         table(&[row(&spec.source)])
     } else {
         table(&rows_for_people(&choice.rows))
     });
+    lines.extend(data);
     let hours = spec.max_seconds.map(|n| format!("after {} h", n as f64 / 3600.0));
     let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
     let limits: Vec<_> = hours.into_iter().chain(money).collect();

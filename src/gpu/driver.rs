@@ -173,7 +173,6 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
         user,
         results: runs::all_results(config),
         data,
-        placed: None,
         owner,
         memory: MEMORY.into(),
         env: loan::environment(host, config, spec)?,

@@ -5,6 +5,7 @@
 //! machines come from, a `job` is what happens on one, and a `target` is how a command gets there.
 
 pub mod agent;
+pub mod data;
 pub mod driver;
 pub mod errand;
 pub mod home;

@@ -130,6 +130,33 @@ pub enum Spot {
     Never,
 }
 
+/// How datasets get to a machine that is rented.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataBy {
+    /// By whichever is sooner there.
+    #[default]
+    Auto,
+    /// Sent over the network.
+    Copy,
+    /// On a clone of headquarters' data disk.
+    Clone,
+}
+
+/// The disk of which machines in its region get a clone, with the datasets on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Original {
+    /// Azure's id of it.
+    pub disk: String,
+    pub region: String,
+    /// Of its file system, by which a clone is known as well: it has whatever name there.
+    pub uuid: String,
+    /// Where datasets are here.
+    pub here: PathBuf,
+    /// Where they are on its file system, below the root of that; empty for the root itself.
+    pub below: PathBuf,
+}
+
 /// Fields that came later have a default: old journals load for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
@@ -159,6 +186,9 @@ pub struct Spec {
     /// Names of datasets below the data disk, as in `ucf101`.
     #[serde(default)]
     pub data: Vec<String>,
+    /// How they get there: on a clone of this disk, where it can be had; else, and where there is none, as a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<Original>,
     /// What comes home besides `$ECHOES_OUT`, below the project.
     #[serde(default)]
     pub out: Vec<PathBuf>,
@@ -187,6 +217,7 @@ impl Spec {
             max_seconds: None,
             max_cost: None,
             data: Vec::new(),
+            original: None,
             out: Vec::new(),
             env: Vec::new(),
             secrets: Vec::new(),
@@ -211,6 +242,16 @@ mod tests {
             assert_eq!(run.as_str(), format!("{name}-20261124-1530-7f3a"));
             assert!(RunId::try_from(run.as_str().to_owned()).is_ok());
         }
+    }
+
+    #[test]
+    fn a_run_that_was_asked_for_before_there_were_clones_sends_its_data() {
+        // As it was written then: a run without one is written no other way now.
+        let old = serde_json::to_value(Spec::example("r1")).unwrap();
+        assert!(old.get("original").is_none(), "{old}");
+        assert_eq!(serde_json::from_value::<Spec>(old).unwrap().original, None);
+        let machine = r#"{"target": "local", "home": "/home"}"#;
+        assert_eq!(serde_json::from_str::<crate::gpu::provider::Machine>(machine).unwrap().data, None);
     }
 
     #[test]

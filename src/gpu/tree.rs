@@ -188,14 +188,7 @@ fn all(dir: &Beneath, say: &dyn Fn(&str)) -> Result<Vec<Found>> {
 /// Hashes of files that were read before, by what one sees of them.
 pub type Known = HashMap<Rel, (Stamp, String)>;
 
-/// All of a dataset. `known` saves reading what was read before.
-pub fn data(host: &Host, path: &Path, known: &mut Known) -> Result<(Beneath, Tree)> {
-    let dir = Beneath::open(host, path)?.with_context(|| format!("there is no {}", path.display()))?;
-    let tree = files(&dir, known)?;
-    Ok((dir, tree))
-}
-
-/// As `data`, of a directory that is open.
+/// All of a directory. `known` saves reading what was read before.
 pub fn files(dir: &Beneath, known: &mut Known) -> Result<Tree> {
     let tree = read(dir, dir.walk(MOST_DATA)?, known)?;
     known.retain(|path, _| tree.0.binary_search_by(|entry| entry.path.cmp(path)).is_ok());
@@ -234,6 +227,26 @@ fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
     }
     entries.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(Tree(entries))
+}
+
+/// What one sees of a directory without reading a file: the same in two places, it is one file system and its clone, in
+/// which nothing has changed since. A copy has other inodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outline {
+    pub files: u64,
+    pub bytes: u64,
+    pub hash: String,
+}
+
+pub fn outline(dir: &Beneath) -> Result<Outline> {
+    let mut found = dir.walk(MOST_DATA)?;
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    for Found { path, kind, stamp, exec } in &found {
+        hash.update(format!("{path:?} {kind:?} {stamp:?} {exec}\n"));
+        bytes += if *kind == Kind::File { stamp.len } else { 0 };
+    }
+    Ok(Outline { files: found.len() as u64, bytes, hash: hex(&hash.finalize()) })
 }
 
 /// Whether it is worth the work to make it smaller on the way.

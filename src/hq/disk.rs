@@ -14,7 +14,7 @@
 //! it is there no signature is, and a superblock there without its marker (a power cut may keep the one and
 //! lose the other) has never been mounted, so holds nothing.
 
-use crate::host::{Cmd, Host, Kind};
+use crate::host::{Cmd, Host, Kind, mounts::unescape};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -559,6 +559,23 @@ fn links(host: &Host) -> Result<Links> {
     Ok(links)
 }
 
+/// The slot in which Azure has attached a whole disk, by its kernel name.
+pub fn lun(host: &Host, kernel: &str) -> Result<Option<u32>> {
+    Ok(links(host)?.luns.into_iter().find(|(_, _, to)| to == kernel).map(|(lun, _, _)| lun))
+}
+
+/// The UUID of the file system on a device, by the links that udev keeps; else as it is written there, which only root
+/// can read.
+pub fn uuid(host: &Host, kernel: &str) -> Result<Option<String>> {
+    let links = linked(host, "/dev/disk/by-uuid")?;
+    if let Some((uuid, _)) = links.into_iter().find(|(_, to)| to == kernel) {
+        return Ok(Some(uuid));
+    }
+    let device = format!("/dev/{kernel}");
+    let out = host.ask(&Cmd::new("blkid", ["-p", "-o", "value", "-s", "UUID", &device]))?;
+    Ok(Some(out.stdout.trim().to_owned()).filter(|uuid| out.ok() && !uuid.is_empty()))
+}
+
 /// The links in a directory and the kernel names they lead to.
 fn linked(host: &Host, dir: &str) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
@@ -657,11 +674,6 @@ fn upon(row: &Row, mountinfo: &str, disk: &mut Disk) {
         }
         upon(child, mountinfo, disk);
     }
-}
-
-/// The mount table writes blanks and backslashes in octal.
-fn unescape(text: &str) -> String {
-    text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 /// Read what is written on a disk. Fails when a tool fails: what could not be asked proves nothing.

@@ -69,7 +69,11 @@ impl Story {
 
     /// Rented, sent to, run, brought home, given back, and proven gone.
     pub fn runs_to_its_receipt(&self) {
-        let begun = self.gpu_run("esn", &["-y", "--detach", "--secret", "API_KEY"]);
+        self.runs_to_its_receipt_with(&[]);
+    }
+
+    pub fn runs_to_its_receipt_with(&self, more: &[&str]) {
+        let begun = self.gpu_run("esn", &[&["-y", "--detach", "--secret", "API_KEY"], more].concat());
         assert_eq!(begun.status.code(), Some(0), "{}", words(&begun.stderr));
         for event in ["rented", "prepared", "started", "exited", "fetched", "returned"] {
             self.here.until(event, || self.here.events("esn").iter().any(|one| one == event));

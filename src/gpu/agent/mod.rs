@@ -12,13 +12,21 @@ pub mod site;
 pub mod start;
 pub mod watch;
 
-use super::{tree::Squeeze, wire::Wire};
-use crate::host::{Busy, Host, beneath::Rel};
+use super::{
+    tree::{Squeeze, outline},
+    wire::Wire,
+};
+use crate::host::{
+    Busy, Host,
+    beneath::{Beneath, Rel},
+    mounts,
+};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
 use site::{Ask, Look, Making, Site, read, write};
 use std::{
     ffi::CString,
+    path::Path,
     sync::mpsc::{RecvTimeoutError, channel},
     time::Duration,
 };
@@ -97,13 +105,18 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
             mirror::receive(host, wire, &dir, &mark, &hash, Squeeze::No)?;
             host.link(&site.data().join(name.as_str()), &dir)
         }
-        Ask::Placed { name, at } => {
+        Ask::Placed { name, at, clone } => {
             plain(&name)?;
             ensure!(at.is_absolute(), "{} is not absolute", at.display());
+            if clone {
+                cloned(host, &at)?;
+            }
             host.list(&at).with_context(|| format!("{} is not to be read", at.display()))?;
             ensure!(host.exists(&at)?, "there is no {} on this machine", at.display());
             host.link(&site.data().join(name.as_str()), &at)?;
-            wire.tell(&())
+            let seen =
+                if clone { Beneath::open(host, &at)?.map(|dir| outline(&dir)).transpose()? } else { None };
+            wire.tell(&seen)
         }
         Ask::Environment => environment(host, site, wire),
         Ask::Order { order, secrets } => {
@@ -163,6 +176,20 @@ fn environment(host: &Host, site: &Site, wire: &mut Wire) -> Result<()> {
 
 fn not_begun(host: &Host, site: &Site) -> Result<()> {
     ensure!(!host.exists(&site.begun())?, "{} has begun: its files stay as they are", site.run);
+    Ok(())
+}
+
+/// A disk that does not come holds up no machine's start: where it should be is the machine's own.
+fn cloned(host: &Host, at: &Path) -> Result<()> {
+    let table = host.read_text(Path::new(mounts::TABLE))?.unwrap_or_default();
+    let mount = mounts::holding(&table, at).filter(|mount| mount.at != Path::new("/"));
+    let mount = mount.with_context(|| {
+        format!(
+            "no clone of headquarters' data disk is mounted on this machine, where {} should be",
+            at.display()
+        )
+    })?;
+    ensure!(mount.read_only, "what is mounted at {} can be written to", mount.at.display());
     Ok(())
 }
 

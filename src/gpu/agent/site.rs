@@ -179,8 +179,9 @@ pub enum Ask {
     Data { name: Rel, hash: String },
     /// As `Code`: what an earlier machine had made, into `$ECHOES_OUT`.
     Out { hash: String },
-    /// The dataset is on the machine already. Answer: nothing, as `()`.
-    Placed { name: Rel, at: PathBuf },
+    /// The dataset is on the machine already; on a clone of headquarters' disk, it is looked at. Answer: as what it was
+    /// seen, as `Option<Outline>`.
+    Placed { name: Rel, at: PathBuf, clone: bool },
     /// Answer: `Making`, until it is done.
     Environment,
     /// Answer: `()`.

@@ -93,11 +93,12 @@ impl World {
             max_seconds: None,
             max_cost: None,
             data: vec!["ucf".into()],
+            original: None,
             out: vec!["made".into()],
             env: vec![("LETTER".into(), "ä".into())],
             secrets: vec!["KEY".into()],
         };
-        let machine = Machine { target: Target::Local, home: at("machine") };
+        let machine = Machine { target: Target::Local, home: at("machine"), data: None };
         Self {
             host: Host::new("/", System),
             said: Arc::default(),
@@ -129,7 +130,6 @@ impl World {
         let given = Given {
             user: self.user.clone(),
             data: self.at("data"),
-            placed: None,
             results: self.at("results"),
             owner: self.owner,
             memory: self.at("memory"),
@@ -161,6 +161,15 @@ impl World {
 
     fn fetched(&self) -> bool {
         self.with(|errand| errand.fetch(&self.spec, &self.machine).unwrap_or_else(|e| panic!("{e:#}")))
+    }
+
+    /// MLflow hears which dataset it was, however that got there.
+    fn told_of_data(&self) {
+        let dir = Beneath::open(&self.host, &self.at("data/ucf")).unwrap().unwrap();
+        let hash = tree::files(&dir, &mut Known::new()).unwrap().hash();
+        let order = read::<Order>(&self.host, &self.site().order()).unwrap().unwrap();
+        let tags = order.env.iter().find(|(name, _)| name == "MLFLOW_RUN_CONTEXT").unwrap();
+        assert_eq!(serde_json::from_str::<Tags>(&tags.1).unwrap()["echoes.data.ucf"], hash);
     }
 
     fn begun(&self) -> Begun {
@@ -253,12 +262,84 @@ fn a_script_runs_and_what_it_made_comes_home() {
     assert_eq!(world.here("log.txt").lines().count(), 3);
     let data = world.at("machine/runs/r1/data/ucf");
     assert_eq!(fs::read_link(data).unwrap(), world.at("data/ucf"), "here, data are not copied");
+    world.told_of_data();
     world.with(|errand| {
         errand.leave(&world.spec, &world.machine).unwrap();
         errand.leave(&world.spec, &world.machine).unwrap();
     });
     assert!(!world.at("machine/runs/r1").exists() && world.at("data/ucf/clip").exists());
     assert!(world.here("out/seen").len() > 1, "what came home stays there");
+}
+
+/// A directory, seen at another place, as a clone of its disk would be.
+struct Bound(PathBuf);
+
+impl Bound {
+    fn new(from: &Path, at: PathBuf, options: &str) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let mount = |words: &[&str]| Command::new("mount").args(words).arg(&at).status().unwrap().success();
+        let is_root = nix::unistd::geteuid().is_root();
+        if !is_root || !mount(&["--bind", from.to_str().unwrap()]) {
+            eprintln!("SKIPPED: data on a clone of their disk: nothing can be mounted here");
+            return None;
+        }
+        assert!(mount(&["-o", &format!("remount,bind,{options}")]));
+        Some(Self(at))
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn data_on_a_clone_of_their_disk_are_read_there_and_never_written() {
+    let mut world =
+        World::new(&SCRIPT.replace("exit 3", "touch \"$ECHOES_DATA/ucf/x\" 2> /dev/null && exit 4; exit 3"));
+    let Some(_clone) = Bound::new(&world.at("data"), world.at("clone"), "ro") else { return };
+    world.machine.data = Some(world.at("clone"));
+    a_run(&world);
+    assert_eq!(fs::read_link(world.at("machine/runs/r1/data/ucf")).unwrap(), world.at("clone/ucf"));
+    assert!(!world.at("machine/data/ucf").exists(), "nothing was sent");
+    world.told_of_data();
+}
+
+#[test]
+fn a_clone_that_is_not_there_or_not_what_is_here_is_no_empty_dataset() {
+    let mut world = World::new("true");
+    let refused = |world: &World| {
+        world.with(|errand| errand.prepare(&world.spec, &world.machine)).expect_err("it was prepared")
+    };
+    // Where it should be is the machine's own disk.
+    fs::create_dir_all(world.at("clone/ucf")).unwrap();
+    world.machine.data = Some(world.at("clone"));
+    let missing = refused(&world);
+    assert!(!missing.is::<Hopeless>(), "it may be on its way");
+    let said = format!("{missing:#}");
+    assert!(said.contains("--data-by copy") && said.contains("clone"), "{said}");
+
+    let Some(writable) = Bound::new(&world.at("data"), world.at("clone"), "rw") else { return };
+    let said = format!("{:#}", refused(&world));
+    assert!(said.contains("can be written to"), "{said}");
+    drop(writable);
+    fs::create_dir_all(world.at("bare")).unwrap();
+    let bare = Bound::new(&world.at("bare"), world.at("clone"), "ro").unwrap();
+    let said = format!("{:#}", refused(&world));
+    assert!(said.contains("there is no") && said.contains("clone/ucf on this machine"), "{said}");
+    drop(bare);
+
+    // The same bytes, in another file: somebody has replaced it since.
+    fs::create_dir_all(world.at("then/ucf")).unwrap();
+    fs::write(world.at("then/ucf/clip"), "a clip").unwrap();
+    let _then = Bound::new(&world.at("then"), world.at("clone"), "ro").unwrap();
+    let changed = refused(&world);
+    let said = format!("{changed:#}");
+    assert!(
+        changed.is::<Hopeless>() && said.contains("ucf has changed since the data disk was cloned"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -656,6 +737,7 @@ fn over_ssh_it_is_the_same_and_data_are_copied() {
     a_run(&world);
     let copy = world.at("machine/data/ucf/clip");
     assert_eq!(fs::read_to_string(&copy).unwrap(), "a clip");
+    world.told_of_data();
     world.with(|errand| errand.leave(&world.spec, &world.machine).unwrap());
     assert!(!world.at("machine/runs/r1").exists() && copy.exists());
 }

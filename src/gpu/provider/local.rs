@@ -35,7 +35,7 @@ impl Local<'_> {
 impl Provider for Local<'_> {
     fn rent(&self, spec: &Spec, _: &Offer) -> Result<Rent> {
         let home = self.homes.join(&spec.owner);
-        Ok(Rent::Here(Machine { target: Target::Local, home }))
+        Ok(Rent::Here(Machine { target: Target::Local, home, data: None }))
     }
 
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{config::Config, host::Host, hq::service::Service, ui::Try as _};
 use anyhow::Result;
-use azure::Azure;
+use azure::{Azure, Managed};
 use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
@@ -40,6 +40,9 @@ pub struct Machine {
     /// Where the agent lives over there, an absolute path; made when it comes. One for all runs of a machine, so
     /// that environments and data that one run brought are there for the next.
     pub home: PathBuf,
+    /// Where headquarters' datasets are over there, on a clone of its data disk that came with the machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
 }
 
 /// Where all that is one run's lies, below the home of its machine; what is beside it is kept.
@@ -156,6 +159,11 @@ fn rented(host: &Arc<Host>, config: &Config, hq: &str) -> Result<Azure> {
 /// Whether Azure knows us, and shows us a subscription. Nothing is rented.
 pub fn greet_azure(host: &Arc<Host>, config: &Config) -> Result<()> {
     rented(host, config, "")?.list().map(drop)
+}
+
+/// The managed disk that Azure has in a slot of this machine, if machines can have a clone of it; else, why not.
+pub fn managed(host: &Arc<Host>, config: &Config, lun: u32) -> Result<Result<Managed, String>> {
+    rented(host, config, "")?.managed(lun)
 }
 
 /// What can be had for a run, the best first. Where there was a choice: what it was made from.

@@ -90,7 +90,7 @@ impl Owned<'_> {
         }
         ensure!(out.ok(), "asking {}: exit status {}: {}", self.ssh.host, out.code, printable(&out.stderr));
         let home = parse_home(&out.stdout)?;
-        Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home }))
+        Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }))
     }
 
     fn home(&self) -> Result<PathBuf> {

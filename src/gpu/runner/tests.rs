@@ -171,7 +171,7 @@ impl Provider for World {
                 self.rigs.borrow_mut().insert(offer.size.clone(), Rig::default());
                 return Ok(Rent::Coming("booting".into()));
             }
-            Ok(Rent::Here(Machine { target: Target::Local, home: "/home".into() }))
+            Ok(Rent::Here(Machine { target: Target::Local, home: "/home".into(), data: None }))
         })
     }
 

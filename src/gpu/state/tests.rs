@@ -23,7 +23,7 @@ fn refused(class: Class) -> Event {
 }
 
 fn rented() -> Event {
-    Event::Rented { machine: Machine { target: Target::Local, home: "/home".into() } }
+    Event::Rented { machine: Machine { target: Target::Local, home: "/home".into(), data: None } }
 }
 
 fn gone() -> Event {

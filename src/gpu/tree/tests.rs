@@ -16,6 +16,12 @@ use std::{
 
 fn quiet(_: &str) {}
 
+fn data(host: &Host, path: &Path, known: &mut Known) -> Result<(Beneath, Tree)> {
+    let dir = Beneath::open(host, path)?.context("there is none")?;
+    let tree = files(&dir, known)?;
+    Ok((dir, tree))
+}
+
 /// A directory with these files in it.
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
@@ -276,4 +282,24 @@ fn a_dataset_is_read_through_once() {
     let third = data(&host, from.path(), &mut known).unwrap().1;
     let hash = hex(&Sha256::digest("11"));
     assert_eq!(third.0[0].what, What::File { len: 2, exec: false, hash });
+}
+
+#[test]
+fn a_directory_looks_the_same_only_where_nothing_in_it_is_another() {
+    let dir = directory(&[("a/b", "1"), ("c", "22")]);
+    let host = Host::new("/", System);
+    let look = |path: &Path| outline(&Beneath::open(&host, path).unwrap().unwrap()).unwrap();
+    let first = look(dir.path());
+    assert_eq!((first.files, first.bytes), (2, 3));
+    assert_eq!(look(dir.path()), first);
+    // Of the same length, and as old as it was.
+    let times = std::fs::metadata(dir.path().join("c")).unwrap().modified().unwrap();
+    std::fs::write(dir.path().join("new"), "33").unwrap();
+    std::fs::File::open(dir.path().join("new")).unwrap().set_modified(times).unwrap();
+    std::fs::rename(dir.path().join("new"), dir.path().join("c")).unwrap();
+    let other = look(dir.path());
+    assert_eq!((other.files, other.bytes), (2, 3));
+    assert_ne!(other.hash, first.hash);
+    symlink("c", dir.path().join("d")).unwrap();
+    assert_eq!((look(dir.path()).files, look(dir.path()).bytes), (3, 3));
 }

@@ -7,7 +7,10 @@ use super::{
     names::{Kind, Names, RESOURCES},
     network::Way,
 };
-use crate::gpu::provider::Offer;
+use crate::{
+    gpu::{provider::Offer, spec::Original},
+    hq::disk::escape,
+};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -16,6 +19,10 @@ use time::{OffsetDateTime, UtcOffset};
 /// The user that we come in as.
 pub const USER: &str = "echoes";
 pub const SSH: u16 = 22;
+
+/// Where a clone of headquarters' data disk is mounted: not below /mnt, where cloud-init mounts the machine's temporary
+/// disk, over whatever is there.
+pub const DATA: &str = "/srv/echoes_data";
 
 /// What Azure refuses to take more of in `customData`.
 const MOST: usize = 65_535;
@@ -41,8 +48,8 @@ pub struct Blueprint<'a> {
     pub offer: &'a Offer,
     pub way: &'a Way,
     pub keys: &'a Keys,
-    /// A disk of headquarters' that the machine gets a copy of.
-    pub clone: Option<&'a str>,
+    /// A disk of headquarters' that the machine gets a clone of.
+    pub clone: Option<&'a Original>,
     /// What headquarters' MLflow is asked for by.
     pub name: Option<&'a str>,
     /// When nobody is interested any more.
@@ -163,7 +170,7 @@ impl Blueprint<'_> {
 
     fn custom_data(&self) -> String {
         let name = self.name.and_then(|name| Some((self.way.back(name)?, name)));
-        let text = cloud_init(self.keys, self.clone.is_some(), name);
+        let text = cloud_init(self.keys, self.clone, name);
         debug_assert!(text.len() <= MOST);
         BASE64_STANDARD.encode(text)
     }
@@ -187,17 +194,21 @@ pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: Offse
 }
 
 /// What the machine is told at its first start: YAML, in which every value of ours is a JSON string, which is YAML too.
-fn cloud_init(keys: &Keys, clone: bool, name: Option<(IpAddr, &str)>) -> String {
+fn cloud_init(keys: &Keys, clone: Option<&Original>, name: Option<(IpAddr, &str)>) -> String {
     let quoted = |text: &str| Value::from(text).to_string();
     let text = include_str!("../../../../assets/azure/cloud-init.yaml");
     let mut text = text
         .replace("@HOST_PRIVATE@", &quoted(&keys.host.private))
         .replace("@HOST_PUBLIC@", &quoted(&plain(&keys.host.public)));
     if let Some((address, name)) = name {
-        let line = quoted(&format!("{address} {name}\n"));
+        let line = quoted(&format!("{address} {name}"));
+        // It goes on with the list that is last in the one before.
         text += &include_str!("../../../../assets/azure/cloud-init-name.yaml").replace("@LINE@", &line);
     }
-    if clone { text + include_str!("../../../../assets/azure/cloud-init-clone.yaml") } else { text }
+    let Some(original) = clone else { return text };
+    let mount = include_str!("../../../../assets/azure/cloud-init-clone.yaml");
+    let values = [("@UUID@", original.uuid.as_str()), ("@DATA@", DATA), ("@NAME@", &escape(DATA))];
+    values.into_iter().fold(text + mount, |text, (name, value)| text.replace(name, value))
 }
 
 /// A group of the run's own, for all that comes after it.
@@ -233,6 +244,16 @@ pub mod tests {
         }
     }
 
+    pub fn original() -> Original {
+        Original {
+            disk: "/subscriptions/s/resourceGroups/hq/providers/Microsoft.Compute/disks/data".into(),
+            region: "westeurope".into(),
+            uuid: "1d4a3c4e-6f0b-4d0e-9a43-0a6d51c2a5d1".into(),
+            here: "/mnt/echoes_data".into(),
+            below: "".into(),
+        }
+    }
+
     /// Each request that makes something, of a machine with all that one can have.
     pub fn everything() -> Vec<Ask> {
         let run = RunId::try_from("esn-1".to_owned()).unwrap();
@@ -251,8 +272,7 @@ pub mod tests {
             inside: false,
             from: "20.1.2.3".parse().unwrap(),
         };
-        let (keys, disk) =
-            (keys(), "/subscriptions/s/resourceGroups/hq/providers/Microsoft.Compute/disks/data");
+        let (keys, original) = (keys(), original());
         let expires = datetime!(2026-11-24 03:07:59 UTC);
         let blueprint = Blueprint {
             names: &names,
@@ -261,7 +281,7 @@ pub mod tests {
             offer: &offer,
             way: &way,
             keys: &keys,
-            clone: Some(disk),
+            clone: Some(&original),
             name: Some("mlflow.localhost"),
             expires,
         };
@@ -269,7 +289,7 @@ pub mod tests {
             group(&names, "g", &offer.region, "ada", expires),
             blueprint.security(),
             blueprint.network(),
-            blueprint.snapshot(disk),
+            blueprint.snapshot(&original.disk),
             blueprint.machine(&image()),
             blueprint.schedule(),
         ]
@@ -332,7 +352,23 @@ pub mod tests {
         let private = r#"ed25519_private: "-----BEGIN OPENSSH PRIVATE KEY-----\nhost\n-----END OPENSSH PRIVATE KEY-----\n""#;
         assert!(text.contains(private), "{text}");
         assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
-        assert!(text.contains(r#"content: "20.1.2.3 mlflow.localhost\n""#), "{text}");
+        assert!(text.contains(r#", "20.1.2.3 mlflow.localhost"]"#), "{text}");
         assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
+    }
+
+    #[test]
+    fn a_clone_is_mounted_by_what_it_has_from_the_original_and_never_written_to() {
+        let text = cloud_init(&keys(), Some(&original()), None);
+        let lines: Vec<_> = text.lines().map(str::trim).collect();
+        for line in [
+            "- path: /etc/systemd/system/srv-echoes_data.mount",
+            "What=/dev/disk/by-uuid/1d4a3c4e-6f0b-4d0e-9a43-0a6d51c2a5d1",
+            "Where=/srv/echoes_data",
+            "Options=ro",
+            "- systemctl enable --now --no-block srv-echoes_data.mount",
+        ] {
+            assert!(lines.contains(&line), "{line}: {text}");
+        }
+        assert!(!cloud_init(&keys(), None, None).contains("mount"));
     }
 }

@@ -42,6 +42,7 @@ use fault::Fault;
 use kept::{Kept, Place};
 use names::{COMPUTE, Names};
 use network::{Home, Metadata};
+pub use network::{Managed, same_region};
 use operation::Watch;
 use reqwest::Url;
 use serde_json::Value;
@@ -123,6 +124,17 @@ impl Azure {
             no_groups: AtomicBool::new(false),
             watched: Mutex::default(),
         })
+    }
+
+    /// The disk in a slot of this machine, if machines can have a clone of it; else, why not.
+    pub fn managed(&self, lun: u32) -> Result<Result<Managed, String>> {
+        let managed = async {
+            let Some(metadata) = self.metadata().await else {
+                return Ok(Err("this machine is none of Azure's".to_owned()));
+            };
+            Ok(metadata.managed(lun, &self.subscription().await?))
+        };
+        self.runtime.block_on(managed).map_err(told)
     }
 
     async fn metadata(&self) -> Option<&Metadata> {

@@ -24,6 +24,24 @@ pub struct Metadata {
     pub cloud: String,
     pub private: Option<IpAddr>,
     mac: String,
+    disks: Vec<Attached>,
+}
+
+/// A disk in one of this machine's slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Attached {
+    lun: u32,
+    /// Empty for one that is no managed disk.
+    id: String,
+    /// As in `Premium_LRS`.
+    kind: String,
+}
+
+/// A disk of which machines in its region can have a clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Managed {
+    pub id: String,
+    pub region: String,
 }
 
 /// Headquarters in a network of Azure's.
@@ -115,10 +133,44 @@ fn read_metadata(body: &Value) -> Option<Metadata> {
         cloud: text(&compute["azEnvironment"]).unwrap_or_else(|| "AzurePublicCloud".into()),
         private: text(&interface["ipv4"]["ipAddress"][0]["privateIpAddress"]).and_then(|ip| ip.parse().ok()),
         mac: text(&interface["macAddress"]).unwrap_or_default(),
+        disks: compute["storageProfile"]["dataDisks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(attached)
+            .collect(),
     })
 }
 
+/// Everything in there is a text, numbers too.
+fn attached(disk: &Value) -> Option<Attached> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (lun, managed) = (disk["lun"].as_str()?.parse().ok()?, &disk["managedDisk"]);
+    Some(Attached { lun, id: text(&managed["id"]), kind: text(&managed["storageAccountType"]) })
+}
+
 impl Metadata {
+    /// The disk in this slot, if a clone of it can be had at once by machines of this subscription; else, why not. Pure.
+    pub fn managed(&self, lun: u32, subscription: &str) -> Result<Managed, String> {
+        let disk = self.disks.iter().find(|disk| disk.lun == lun);
+        let disk =
+            disk.ok_or_else(|| format!("Azure does not say which disk this machine has at LUN {lun}"))?;
+        let Attached { id, kind, .. } = disk;
+        if id.is_empty() {
+            return Err(format!("the disk at LUN {lun} is none that Azure manages"));
+        }
+        // Of these a snapshot can be used only once Azure has copied all of it; of the others, at once.
+        if ["PremiumV2_LRS", "UltraSSD_LRS"].contains(&kind.as_str()) {
+            return Err(format!("a snapshot of a {kind} disk takes hours until it can be used"));
+        }
+        // An incremental snapshot stays in its disk's.
+        let own = format!("/subscriptions/{subscription}/").to_ascii_lowercase();
+        if !id.to_ascii_lowercase().starts_with(&own) {
+            return Err(format!("it is not of the subscription {subscription}, which pays for machines"));
+        }
+        Ok(Managed { id: id.clone(), region: self.location.clone() })
+    }
+
     /// By way of this machine and its interface to the subnet.
     pub async fn home(&self, arm: &Arm) -> Result<Home, Fault> {
         let machine = arm.send(&Ask::get(&self.id, COMPUTE)).await?.body;
@@ -249,5 +301,28 @@ mod tests {
         );
         assert_eq!(plain_mac("00-11-AA-FF-BB-22"), plain_mac(&read.mac));
         assert_eq!(read_metadata(&json!({"compute": {}})), None);
+    }
+
+    #[test]
+    fn a_disk_is_cloned_only_where_that_is_sooner_there_than_a_copy() {
+        let id =
+            |of: &str| format!("/subscriptions/{of}/resourceGroups/g/providers/Microsoft.Compute/disks/d");
+        let disk = |lun: &str, id: &str, kind: &str| json!({"lun": lun, "managedDisk": {"id": id, "storageAccountType": kind}, "diskSizeGB": "128"});
+        let body = json!({"compute": {"location": "westus", "resourceId": "/vm", "subscriptionId": "S",
+            "storageProfile": {"dataDisks": [disk("0", &id("S"), "Premium_LRS"), disk("1", "", ""),
+                disk("2", &id("s"), "PremiumV2_LRS"), disk("3", &id("other"), "Premium_LRS"),
+                disk("11", &id("s"), "")]}}});
+        let read = read_metadata(&body).unwrap();
+        let of = |lun| read.managed(lun, "s");
+        assert_eq!(of(0), Ok(Managed { id: id("S"), region: "westus".into() }));
+        assert_eq!(of(11), Ok(Managed { id: id("s"), region: "westus".into() }));
+        for (lun, why) in [
+            (1, "none that Azure manages"),
+            (2, "takes hours"),
+            (3, "not of the subscription s"),
+            (4, "does not say which disk this machine has at LUN 4"),
+        ] {
+            assert!(of(lun).unwrap_err().contains(why), "{lun}");
+        }
     }
 }

@@ -3,9 +3,9 @@
 use super::{
     Azure, Class, Fault, Offer, Refusal, Rent, Spec,
     arm::Ask,
-    body::{self, Blueprint, USER, schedule},
+    body::{self, Blueprint, DATA, USER, schedule},
     names::{Kind, NETWORK, Names, RESOURCES, TAG_EXPIRES, stamp},
-    network::Way,
+    network::{Way, same_region},
     operation::{Stand, Watch},
     seen::{Group, Vm},
     step::{Step, Wanted, next},
@@ -13,13 +13,19 @@ use super::{
 use crate::{
     gpu::{
         provider::Machine,
-        spec::RunId,
+        spec::{Original, RunId},
         target::{Ssh, Target},
     },
+    host::beneath::Beneath,
     web::hold,
 };
+use anyhow::Context as _;
 use serde_json::json;
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+    time::Duration,
+};
 use tokio::{io::AsyncReadExt as _, net::TcpStream};
 
 /// Of looking and doing in one call; each takes away one reason to go on.
@@ -38,8 +44,8 @@ impl Azure {
         let group = self.group_for(&names, spec, offer).await?;
         let home = self.home().await?;
         let way = Way::to(&offer.region, home, self.settings.address, &names, &group)?;
-        // A disk can be copied only where it is.
-        let clone = self.settings.clone.as_deref().filter(|_| way.inside);
+        // A disk can be cloned only where it is; elsewhere what is on it is sent.
+        let clone = spec.original.as_ref().filter(|original| same_region(&original.region, &offer.region));
         let wanted = Wanted { offer, own_network: way.own, clone: clone.is_some() };
         for _ in 0..ROUNDS {
             let seen = self.see(&names, &group, &offer.region).await?;
@@ -97,7 +103,8 @@ impl Azure {
                         self.let_go(&names, &group).await?;
                         return Ok(Rent::Refused(refusal(Some(fault), None)));
                     }
-                    return self.reach(&names, seen.machine.as_ref(), &way).await;
+                    let data = clone.map(|original| Path::new(DATA).join(&original.below));
+                    return self.reach(&names, seen.machine.as_ref(), &way, data).await;
                 }
             };
             match done {
@@ -173,8 +180,9 @@ impl Azure {
             (Kind::Network, _) if kinds.contains(&kind) => {
                 self.arm.carry(&blueprint.network(), PREPARE).await
             }
-            (Kind::Snapshot, Some(disk)) if kinds.contains(&kind) => {
-                self.arm.carry(&blueprint.snapshot(disk), PREPARE).await
+            (Kind::Snapshot, Some(original)) if kinds.contains(&kind) => {
+                self.settle(original)?;
+                self.arm.carry(&blueprint.snapshot(&original.disk), PREPARE).await
             }
             _ => Ok(true),
         };
@@ -184,6 +192,14 @@ impl Azure {
             tokio::join!(make(Kind::Security), make(Kind::Network), make(Kind::Snapshot), image);
         security.and(network).and(snapshot)?;
         image.map(drop)
+    }
+
+    /// A snapshot has what is on the disk, and not what is on its way there.
+    fn settle(&self, original: &Original) -> Result<(), Fault> {
+        let here = &original.here;
+        let settled = Beneath::open(&self.host, here)
+            .and_then(|dir| dir.with_context(|| format!("there is no {}", here.display()))?.sync());
+        settled.map_err(|e| Fault::here(&format!("writing {} to its disk", here.display()), format!("{e:#}")))
     }
 
     /// A machine, and in the same breath what switches it off.
@@ -235,7 +251,13 @@ impl Azure {
     }
 
     /// Once it answers at its door, whatever Azure still has to do: a machine works before its maker has noticed.
-    async fn reach(&self, names: &Names, vm: Option<&Vm>, way: &Way) -> Result<Rent, Fault> {
+    async fn reach(
+        &self,
+        names: &Names,
+        vm: Option<&Vm>,
+        way: &Way,
+        data: Option<PathBuf>,
+    ) -> Result<Rent, Fault> {
         let coming = |why: &str| Ok(Rent::Coming(format!("{}: {why}", names.machine())));
         let Some(interface) = vm.and_then(|vm| vm.interfaces.first()) else {
             return coming("Azure is making it");
@@ -272,7 +294,8 @@ impl Azure {
             known_hosts: Some(host.path(&kept.known_hosts())),
             control: host.path(&self.settings.sockets.join(names.run.as_str())),
         };
-        Ok(Rent::Here(Machine { target: Target::Ssh(ssh), home: format!("/home/{USER}/.echoes").into() }))
+        let home = format!("/home/{USER}/.echoes").into();
+        Ok(Rent::Here(Machine { target: Target::Ssh(ssh), home, data }))
     }
 
     /// Whether it is there. One that its timer has switched off, while nobody was here to put that off, is switched on

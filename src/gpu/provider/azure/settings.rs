@@ -27,8 +27,6 @@ pub struct Settings {
     pub name: Option<String>,
     /// `publisher:offer:sku` for machines with a GPU, and for those without.
     pub images: [String; 2],
-    /// A managed disk that every machine in headquarters' region gets a copy of.
-    pub clone: Option<String>,
     /// Where ssh is on the machines: 22.
     pub port: u16,
     /// Unless somebody moves it on, a machine is switched off after so long.
@@ -53,7 +51,6 @@ impl Default for Settings {
             name: None,
             // The first has driver and CUDA in it: installing them takes minutes and a restart.
             images: ["microsoft-dsvm:ubuntu-hpc:2204".into(), "Canonical:ubuntu-24_04-lts:server".into()],
-            clone: None,
             port: body::SSH,
             lease: Duration::from_secs(2 * 3600),
             runs: "/var/lib/echoes-appliance/runs".into(),

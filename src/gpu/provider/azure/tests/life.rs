@@ -8,10 +8,10 @@ use super::{
 use crate::gpu::{
     offer::{Wish, choose, offers},
     provider::{Class, Machine, Offer, Provider as _, Rent},
-    spec::Spot,
+    spec::{Original, Spec, Spot},
     target::Target,
 };
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 use time::macros::date;
 
 #[track_caller]
@@ -130,19 +130,81 @@ fn without_the_right_to_make_groups_all_goes_from_the_one_that_is_shared_and_not
     );
 }
 
-#[test]
-fn a_copy_of_the_data_disk_comes_and_goes_with_the_machine() {
-    let Some(mut stage) = Stage::new(|_| {}) else { return };
+/// The disk that headquarters' data are on, as far as this stage has one.
+fn original(stage: &Stage, below: &str) -> Original {
+    let managed = stage.azure.managed(0).unwrap().unwrap();
     let hq = stage.cloud.get(stage.cloud.headquarters().unwrap()).unwrap();
-    let disk =
-        hq["properties"]["storageProfile"]["dataDisks"][0]["managedDisk"]["id"].as_str().unwrap().to_owned();
-    stage.settings.clone = Some(disk);
-    stage.restart();
-    let spec = spec("cloned");
-    here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+    assert_eq!(hq["properties"]["storageProfile"]["dataDisks"][0]["managedDisk"]["id"], managed.id.as_str());
+    stage.host.make_dir(Path::new("/mnt/echoes_data")).unwrap();
+    Original {
+        disk: managed.id,
+        region: managed.region,
+        uuid: "1d4a3c4e-6f0b-4d0e-9a43-0a6d51c2a5d1".into(),
+        here: "/mnt/echoes_data".into(),
+        below: below.into(),
+    }
+}
+
+#[test]
+fn a_clone_of_the_data_disk_comes_and_goes_with_the_machine() {
+    let Some(mut stage) = Stage::new(|_| {}) else { return };
+    let spec = Spec { original: Some(original(&stage, "sets")), ..spec("cloned") };
+    let machine = here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+    assert_eq!(machine.data.as_deref(), Some(Path::new("/srv/echoes_data/sets")));
     assert_eq!((stage.cloud.ids(Kind::Snapshot).len(), stage.cloud.ids(Kind::Disk).len()), (1, 2));
+    let snapshot = stage.cloud.get(&stage.cloud.ids(Kind::Snapshot)[0]).unwrap();
+    let source = &snapshot["properties"]["creationData"]["sourceResourceId"];
+    assert_eq!(source, spec.original.as_ref().unwrap().disk.as_str());
+    stage.restart();
+    assert_eq!(
+        here(stage.rent(&spec, &offer(T4, "eastus")).unwrap()),
+        machine,
+        "found again, with its clone"
+    );
     stage.give_back(&spec.run);
     stage.assert_clean();
+}
+
+#[test]
+fn far_from_the_data_disk_there_is_no_clone_of_it_and_nobody_is_told_that_there_is() {
+    let Some(stage) = Stage::new(|settings| settings.address = Some("20.9.9.9".parse().unwrap())) else {
+        return;
+    };
+    let spec = Spec { original: Some(original(&stage, "")), ..spec("wandering") };
+    // Nobody has one beside headquarters, and the next offer is elsewhere.
+    stage.cloud.spoil([Rule::once("PUT", "/virtualMachines/", Act::allocation_failed())]);
+    let Rent::Refused(refusal) = stage.rent(&spec, &offer(T4, "eastus")).unwrap() else { panic!() };
+    assert_eq!(refusal.class, Class::Capacity);
+    let machine = here(stage.rent(&spec, &offer(SMALL, "westus2")).unwrap());
+    assert_eq!(machine.data, None);
+    let vm = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+    let disks = vm["properties"]["storageProfile"]["dataDisks"].as_array().map_or(0, Vec::len);
+    assert_eq!((&vm["location"], disks), (&"westus2".into(), 0));
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn nothing_is_cloned_that_cannot_be_brought_to_its_disk_first() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    let spec = Spec { original: Some(original(&stage, "")), ..spec("adrift") };
+    stage.host.remove_tree(Path::new("/mnt/echoes_data")).unwrap();
+    let error = format!("{:#}", stage.rent(&spec, &offer(T4, "eastus")).unwrap_err());
+    assert!(error.contains("writing /mnt/echoes_data to its disk: there is no /mnt/echoes_data"), "{error}");
+    assert_eq!((stage.cloud.ids(Kind::Snapshot).len(), stage.cloud.ids(Kind::Vm).len()), (0, 0));
+    stage.give_back(&spec.run);
+    stage.assert_clean();
+}
+
+#[test]
+fn only_a_disk_that_this_machine_has_can_be_cloned() {
+    let Some(stage) = Stage::new(|_| {}) else { return };
+    let none = stage.azure.managed(1).unwrap().unwrap_err();
+    assert!(none.contains("LUN 1"), "{none}");
+    let Some(elsewhere) = Stage::new(|settings| settings.metadata = "http://127.0.0.1:9".into()) else {
+        return;
+    };
+    assert_eq!(elsewhere.azure.managed(0).unwrap().unwrap_err(), "this machine is none of Azure's");
 }
 
 #[test]
