@@ -236,6 +236,16 @@ impl Cloud {
         &self.ca
     }
 
+    /// The headquarters' own settings that lead here, over https, for whoever has `ca()` in that file. Who they are, and
+    /// where, they are told as on every machine of Azure's.
+    pub fn settings(&self, ca_file: &str) -> String {
+        let Addresses { arm, login, prices, .. } = self.secure();
+        format!(
+            "[gpu.azure]\nendpoint = {arm:?}\nlogin = {login:?}\nprices = {prices:?}\n\
+             audience = \"https://management.azure.com\"\nca_file = {ca_file:?}\n"
+        )
+    }
+
     pub fn subscription(&self) -> String {
         self.shared.world().subscription.clone()
     }
