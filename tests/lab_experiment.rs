@@ -30,6 +30,7 @@ fn azure(headquarters: &Machine) -> Option<(Cloud, Metadata)> {
         vm_create: second,
         vm_delete: second,
         reservation: 5 * second,
+        list_lag: second,
         retry_after: Some(1),
         ..Takes::default()
     };

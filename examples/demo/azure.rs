@@ -82,6 +82,7 @@ fn open(headquarters: &str) -> Result<(UnixListener, Cloud, Metadata)> {
         vm_create: second,
         vm_delete: second,
         reservation: 5 * second,
+        list_lag: second,
         retry_after: Some(1),
         ..Takes::default()
     };
