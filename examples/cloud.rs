@@ -9,6 +9,8 @@ mod cloud;
 mod cloud_lab;
 #[path = "../tests/support/lab.rs"]
 mod lab;
+#[path = "cloud/words.rs"]
+mod words;
 
 use anyhow::{Context as _, Result, bail};
 use cloud::{Cloud, Options, Pace};
@@ -19,22 +21,17 @@ use std::{
     net::Ipv4Addr,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
-const USAGE: &str = "\
-usage: cloud [--lab] [--speed N] [--address IP]
+const USAGE: &str = "usage: cloud [--lab] [--speed N] [--address IP]";
 
-Serves a simulated Azure until its input ends. First it says where, as lines NAME=VALUE; then it does what each line
-of its input says:
-  left            what is rented and still there      bill      what it all came to
-  story           every request and its answer        history   what came and went
-  violations      what was against the documents      advance SECONDS
-  evict ID        the spot machine is warned          reboot ID
-
+const HELP: &str = "\
   --lab           machines are lab machines, with real cloud-init and sshd; needs root
   --speed N       time runs N times as fast as here; 1 if nothing is said
-  --address IP    where to listen, 127.0.0.1 if nothing is said";
+  --address IP    where to listen, 127.0.0.1 if nothing is said
+
+Serves a simulated Azure until its input ends. First it says where, as lines NAME=VALUE; then it does what each line
+of its input says:";
 
 fn main() -> ExitCode {
     match serve() {
@@ -63,7 +60,7 @@ fn serve() -> Result<()> {
             }
             "--speed" => options.pace = Pace::Running(value()?.parse().context("reading the speed")?),
             "--address" => options.address = value()?.parse().context("reading the address")?,
-            _ => bail!("{USAGE}"),
+            _ => bail!("{USAGE}\n\n{HELP}\n{}", words::WORDS),
         }
     }
     let cloud = Cloud::start(options).context("starting the simulated Azure")?;
@@ -86,19 +83,7 @@ fn serve() -> Result<()> {
     println!("ready");
     for line in stdin().lock().lines() {
         let line = line.context("reading what to do")?;
-        match line.split_whitespace().collect::<Vec<_>>().as_slice() {
-            ["left"] => cloud.left().iter().for_each(|id| println!("{id}")),
-            ["bill"] => println!("{}", cloud.bill()),
-            ["story"] => print!("{}", cloud.story()),
-            ["history"] => print!("{}", cloud.history()),
-            ["violations"] => cloud.violations().iter().for_each(|why| println!("{why}")),
-            ["advance", seconds] => {
-                cloud.advance(Duration::from_secs(seconds.parse().context("reading the seconds")?));
-            }
-            ["evict", id] if cloud.evict(id) => {}
-            ["reboot", id] => cloud.reboot(id),
-            _ => println!("not understood: {line}"),
-        }
+        print!("{}", words::answer(&cloud, &line)?);
         // Whoever reads by program knows where an answer ends.
         println!("ready");
     }

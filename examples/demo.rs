@@ -1,9 +1,18 @@
 //! `make demo`: a whole headquarters in a throw-away Debian machine that stays until `make demo-down`, with
-//! something in it to look at, reached by a browser on this host under the names it will have everywhere.
+//! something in it to look at, reached by a browser on this host under the names it will have everywhere. An experiment
+//! is run on it, and again on a machine that it rents from a simulated Azure.
 
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
 
+#[path = "demo/azure.rs"]
+mod azure;
+#[path = "../tests/support/cloud.rs"]
+mod cloud;
+#[path = "../tests/support/cloud_lab.rs"]
+mod cloud_lab;
+#[path = "demo/experiment.rs"]
+mod experiment;
 #[path = "demo/forward.rs"]
 mod forward;
 // The tests use the rest of it.
@@ -12,6 +21,8 @@ mod forward;
 mod hq;
 #[path = "../tests/support/lab.rs"]
 mod lab;
+#[path = "cloud/words.rs"]
+mod words;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lab::{Disk, Lab, Machine, Options, Release};
@@ -36,7 +47,7 @@ const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/demo");
 
 const SERVICES: [&str; 4] = ["mlflow", "tensorboard", "dashboard", "docs"];
 
-const USAGE: &str = "usage: demo [up [RELEASE] | down]";
+const USAGE: &str = "usage: demo [up [RELEASE] | down | azure WORD…]";
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args().skip(1).collect();
@@ -45,6 +56,14 @@ fn main() -> ExitCode {
         [] | ["up"] => up(Release::Trixie),
         ["up", release] => release.parse().and_then(up),
         ["down"] => down(),
+        ["azure", ref word @ ..] if !word.is_empty() => {
+            azure::ask(&word.join(" ")).map(|said| print!("{said}"))
+        }
+        ["azure"] => {
+            println!("{}", words::WORDS);
+            Ok(())
+        }
+        ["serve-azure", headquarters] => azure::serve(headquarters),
         ["forward", machine, ip] => {
             let run = |ip| forward::run(machine, ip).inspect_err(|e| println!("{e:#}"));
             ip.parse().map_err(Into::into).and_then(run)
@@ -74,7 +93,11 @@ fn up(release: Release) -> Result<()> {
     let disks = vec![Disk::blank(DISK)?];
     Machine::with(release, Options { name: Some(NAME.into()), disks, layer: None })?.keep()?;
     let machine = Machine::find(NAME)?;
-    fill(&machine).context("the machine stays as it is: `make demo-down` ends it")?;
+    // Beside the installation.
+    fs::create_dir_all(HERE)?;
+    let coming = azure::start(&machine, fs::File::create(here("azure.log"))?)?;
+    let filled = fill(&machine).and_then(|()| experiments(&machine, coming));
+    filled.context("the machine stays as it is: `make demo-down` ends it")?;
     forward::start(&machine)?;
     tell(&machine)
 }
@@ -120,6 +143,33 @@ fn fill(machine: &Machine) -> Result<()> {
     save("login", 0o600, &format!("{user}\n{password}\n"))
 }
 
+/// One experiment, on this machine and on a rented one.
+fn experiments(machine: &Machine, coming: azure::Coming) -> Result<()> {
+    experiment::person(machine)?;
+    let run = |more: &str| {
+        let words = experiment::words(more);
+        step(&format!("{}, in a checkout: {words}", experiment::PERSON));
+        watch(machine, &experiment::typed(&words))
+    };
+    run("--provider local --name first")?;
+    if let Some(why) = coming.wait()? {
+        println!("\nSKIPPED: the experiment on a machine of the simulated Azure's: {why}");
+        return Ok(());
+    }
+    step("the headquarters is now a machine of a simulated Azure");
+    let settings = azure::ask("settings")?;
+    print!("{settings}");
+    experiment::move_to_azure(machine, &settings, &azure::ask("ca")?)?;
+    run("--provider azure --vm-size Standard_B1s --name second --yes")?;
+    step("echoes-appliance gpu ps --all");
+    watch(machine, "echoes-appliance gpu ps --all")?;
+    step("what the simulated Azure says");
+    let left = azure::ask("left")?;
+    println!("still there: {}", if left.is_empty() { "nothing" } else { left.trim() });
+    print!("{}", azure::ask("bill")?);
+    Ok(())
+}
+
 fn step(what: &str) {
     println!("\n── {what}");
 }
@@ -140,6 +190,8 @@ fn watch(machine: &Machine, sh: &str) -> Result<String> {
 }
 
 fn down() -> Result<()> {
+    // What it has rented out goes first.
+    azure::end()?;
     if Machine::find(NAME).is_ok() {
         // The forwarder sees it go and follows within a second.
         Machine::end(NAME)?;
@@ -192,8 +244,12 @@ fn tell(machine: &Machine) -> Result<()> {
             "\nBrowsers know that *.localhost is this host. Python and curl here do not: for them, add to /etc/hosts\n      {line}"
         );
     }
-    let lab = std::env::current_exe()?.with_file_name("lab");
+    let own = std::env::current_exe()?;
+    let lab = own.with_file_name("lab");
     println!("\nTo look inside:    {} exec {NAME} -- echoes-appliance status", lab.display());
+    if azure::ask("left").is_ok() {
+        println!("Its Azure:         {} azure bill", own.display());
+    }
     println!("To end it:         make demo-down");
     Ok(())
 }

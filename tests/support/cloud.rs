@@ -118,6 +118,8 @@ pub struct Options {
     pub token: Duration,
     /// Whether there is a headquarters: a machine with a network, a data disk and an identity.
     pub headquarters: bool,
+    /// Where that machine is in its network.
+    pub headquarters_address: Ipv4Addr,
     /// How many rows a list shows at once.
     pub page: usize,
     /// Where to listen. Machines of the lab cannot reach loopback.
@@ -137,6 +139,7 @@ impl Default for Options {
             principal: Principal::default(),
             token: Duration::from_secs(3599),
             headquarters: true,
+            headquarters_address: Ipv4Addr::new(10, 213, 78, 4),
             page: 3,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             imds: None,
@@ -231,6 +234,16 @@ impl Cloud {
     /// Who vouches for them, PEM.
     pub fn ca(&self) -> &str {
         &self.ca
+    }
+
+    /// The headquarters' own settings that lead here, over https, for whoever has `ca()` in that file. Who they are, and
+    /// where, they are told as on every machine of Azure's.
+    pub fn settings(&self, ca_file: &str) -> String {
+        let Addresses { arm, login, prices, .. } = self.secure();
+        format!(
+            "[gpu.azure]\nendpoint = {arm:?}\nlogin = {login:?}\nprices = {prices:?}\n\
+             audience = \"https://management.azure.com\"\nca_file = {ca_file:?}\n"
+        )
     }
 
     pub fn subscription(&self) -> String {

@@ -36,6 +36,7 @@ pub use manifest::{Entry, Manifest, differences};
 use anyhow::{Context as _, Result, bail};
 use std::{
     fmt,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     str::FromStr,
@@ -133,6 +134,11 @@ impl Lab {
         }
         if missing.is_empty() { Ok(()) } else { Err(missing.join("\n")) }
     }
+}
+
+/// Where machines find this host: there as long as one of them is.
+pub fn host() -> Ipv4Addr {
+    network::v4(1)
 }
 
 /// End every machine that somebody kept, and clear what dead owners left.

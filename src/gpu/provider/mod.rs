@@ -6,12 +6,12 @@ pub mod local;
 pub mod ssh;
 
 use super::{
-    identity,
+    identity, loan,
     offer::{self, Row, SIZES, Wish, choose},
     spec::{RunId, Source, Spec},
     target::Target,
 };
-use crate::{config::Config, host::Host, ui::Try as _};
+use crate::{config::Config, host::Host, hq::service::Service, ui::Try as _};
 use anyhow::Result;
 use azure::{Azure, Managed};
 use serde::{Deserialize, Serialize};
@@ -151,7 +151,9 @@ pub fn ours<'a>(host: &'a Arc<Host>, config: &'a Config) -> Result<Vec<Box<dyn P
 }
 
 fn rented(host: &Arc<Host>, config: &Config, hq: &str) -> Result<Azure> {
-    Azure::open(azure::Settings::of(&config.gpu.azure, host)?, hq, Arc::clone(host))
+    let name = loan::mlflow(host, config, &Source::Azure)?.map(|_| Service::Mlflow.host(config));
+    let settings = azure::Settings { name, ..azure::Settings::of(&config.gpu.azure, host)? };
+    Azure::open(settings, hq, Arc::clone(host))
 }
 
 /// Whether Azure knows us, and shows us a subscription. Nothing is rented.

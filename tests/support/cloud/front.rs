@@ -89,7 +89,7 @@ impl Shared {
         let clock = Clock::new(options.pace);
         let mut world = World::new(clock, options.takes, options.subscription, options.regions);
         world.metal_addresses = options.metal.addresses();
-        let headquarters = options.headquarters.then(|| hq::build(&mut world));
+        let headquarters = options.headquarters.then(|| hq::build(&mut world, options.headquarters_address));
         let entra = Entra::new(options.principal, options.token, headquarters.is_some());
         let slow = options.metal.slow();
         let shared = Arc::new(Self {

@@ -2,6 +2,7 @@
 
 use super::world::{Kind, World};
 use serde_json::json;
+use std::net::Ipv4Addr;
 
 const GROUP: &str = "headquarters";
 
@@ -12,7 +13,9 @@ pub fn subnet(subscription: &str) -> String {
 }
 
 /// A machine in a network, with a disk for its data at LUN 0; its id.
-pub fn build(world: &mut World) -> String {
+pub fn build(world: &mut World, address: Ipv4Addr) -> String {
+    let [a, b, c, _] = address.octets();
+    let range = format!("{a}.{b}.{c}.0/24");
     let region = world.regions[0].clone();
     let id = |world: &World, kind, name: &str| world.id(GROUP, kind, name);
     let vnet = id(world, Kind::Vnet, "hq-vnet");
@@ -48,12 +51,12 @@ pub fn build(world: &mut World) -> String {
                 "location": region,
                 "properties": {
                     "provisioningState": "Succeeded",
-                    "addressSpace": {"addressPrefixes": ["10.213.78.0/24"]},
+                    "addressSpace": {"addressPrefixes": [range]},
                     "subnets": [{
                         "id": subnet,
                         "name": "default",
                         "type": "Microsoft.Network/virtualNetworks/subnets",
-                        "properties": {"addressPrefix": "10.213.78.0/24", "provisioningState": "Succeeded"},
+                        "properties": {"addressPrefix": range, "provisioningState": "Succeeded"},
                     }],
                 },
             }),
@@ -73,7 +76,7 @@ pub fn build(world: &mut World) -> String {
                         "name": "ipconfig1",
                         "properties": {
                             "provisioningState": "Succeeded",
-                            "privateIPAddress": "10.213.78.4",
+                            "privateIPAddress": address.to_string(),
                             "privateIPAllocationMethod": "Dynamic",
                             "privateIPAddressVersion": "IPv4",
                             "primary": true,

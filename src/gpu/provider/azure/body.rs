@@ -13,6 +13,7 @@ use crate::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use time::{OffsetDateTime, UtcOffset};
 
 /// The user that we come in as.
@@ -49,6 +50,8 @@ pub struct Blueprint<'a> {
     pub keys: &'a Keys,
     /// A disk of headquarters' that the machine gets a clone of.
     pub clone: Option<&'a Original>,
+    /// What headquarters' MLflow is asked for by.
+    pub name: Option<&'a str>,
     /// When nobody is interested any more.
     pub expires: OffsetDateTime,
 }
@@ -166,7 +169,8 @@ impl Blueprint<'_> {
     }
 
     fn custom_data(&self) -> String {
-        let text = cloud_init(self.keys, self.clone);
+        let name = self.name.and_then(|name| Some((self.way.back(name)?, name)));
+        let text = cloud_init(self.keys, self.clone, name);
         debug_assert!(text.len() <= MOST);
         BASE64_STANDARD.encode(text)
     }
@@ -190,12 +194,17 @@ pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: Offse
 }
 
 /// What the machine is told at its first start: YAML, in which every value of ours is a JSON string, which is YAML too.
-fn cloud_init(keys: &Keys, clone: Option<&Original>) -> String {
+fn cloud_init(keys: &Keys, clone: Option<&Original>, name: Option<(IpAddr, &str)>) -> String {
     let quoted = |text: &str| Value::from(text).to_string();
     let text = include_str!("../../../../assets/azure/cloud-init.yaml");
-    let text = text
+    let mut text = text
         .replace("@HOST_PRIVATE@", &quoted(&keys.host.private))
         .replace("@HOST_PUBLIC@", &quoted(&plain(&keys.host.public)));
+    if let Some((address, name)) = name {
+        let line = quoted(&format!("{address} {name}"));
+        // It goes on with the list that is last in the one before.
+        text += &include_str!("../../../../assets/azure/cloud-init-name.yaml").replace("@LINE@", &line);
+    }
     let Some(original) = clone else { return text };
     let mount = include_str!("../../../../assets/azure/cloud-init-clone.yaml");
     let values = [("@UUID@", original.uuid.as_str()), ("@DATA@", DATA), ("@NAME@", &escape(DATA))];
@@ -273,6 +282,7 @@ pub mod tests {
             way: &way,
             keys: &keys,
             clone: Some(&original),
+            name: Some("mlflow.localhost"),
             expires,
         };
         vec![
@@ -342,12 +352,13 @@ pub mod tests {
         let private = r#"ed25519_private: "-----BEGIN OPENSSH PRIVATE KEY-----\nhost\n-----END OPENSSH PRIVATE KEY-----\n""#;
         assert!(text.contains(private), "{text}");
         assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
+        assert!(text.contains(r#", "20.1.2.3 mlflow.localhost"]"#), "{text}");
         assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
     }
 
     #[test]
     fn a_clone_is_mounted_by_what_it_has_from_the_original_and_never_written_to() {
-        let text = cloud_init(&keys(), Some(&original()));
+        let text = cloud_init(&keys(), Some(&original()), None);
         let lines: Vec<_> = text.lines().map(str::trim).collect();
         for line in [
             "- path: /etc/systemd/system/srv-echoes_data.mount",
@@ -358,6 +369,6 @@ pub mod tests {
         ] {
             assert!(lines.contains(&line), "{line}: {text}");
         }
-        assert!(!cloud_init(&keys(), None).contains("mount"));
+        assert!(!cloud_init(&keys(), None, None).contains("mount"));
     }
 }

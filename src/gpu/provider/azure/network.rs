@@ -91,6 +91,20 @@ impl Way {
         })?;
         Ok(Self { subnet: names.subnet(group, region), own: true, public: true, inside: false, from })
     }
+
+    /// At which address a machine finds headquarters, where it is not to ask for its name. Pure.
+    ///
+    /// In headquarters' own network that is next door, while the name may lead to an address of the world's that is shut
+    /// to machines, or nowhere. Elsewhere the name is the better way, but for one that means the machine itself.
+    pub fn back(&self, name: &str) -> Option<IpAddr> {
+        (self.inside || is_own(name)).then_some(self.from)
+    }
+}
+
+/// Whether each machine takes the name for itself (RFC 6761).
+fn is_own(name: &str) -> bool {
+    let last = name.trim_end_matches('.').rsplit('.').next();
+    last.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
 }
 
 /// `West Europe` is `westeurope`.
@@ -241,6 +255,28 @@ mod tests {
         assert_eq!(way("eastus", Some(&inside), Some("9.9.9.9")), Ok((true, true, false, ip("9.9.9.9"))));
         assert_eq!(way("eastus", None, Some("9.9.9.9")), Ok((true, true, false, ip("9.9.9.9"))));
         assert!(way("eastus", Some(&walled), None).unwrap_err().said.contains("gpu.azure.address"));
+    }
+
+    #[test]
+    fn a_machine_is_told_where_headquarters_is_unless_its_name_tells_better() {
+        let way = |inside: bool| Way {
+            subnet: "/s".into(),
+            own: !inside,
+            public: !inside,
+            inside,
+            from: "10.0.0.4".parse().unwrap(),
+        };
+        for (inside, name, told) in [
+            (true, "mlflow.lonel.ai", true),
+            (true, "mlflow.localhost", true),
+            (false, "mlflow.lonel.ai", false),
+            (false, "mlflow.hq.internal", false),
+            (false, "mlflow.localhost", true),
+            (false, "mlflow.LOCALHOST.", true),
+            (false, "mlflow.notlocalhost", false),
+        ] {
+            assert_eq!(way(inside).back(name).is_some(), told, "{inside} {name}");
+        }
     }
 
     #[test]

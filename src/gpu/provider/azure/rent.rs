@@ -58,6 +58,7 @@ impl Azure {
                 way: &way,
                 keys: &keys,
                 clone,
+                name: self.settings.name.as_deref(),
                 expires: now + self.settings.lease,
             };
             let done = match next(&seen, &wanted, now) {

@@ -23,6 +23,8 @@ pub struct Settings {
     pub group: Option<String>,
     /// Under which address this headquarters goes out; none: as Azure knows.
     pub address: Option<IpAddr>,
+    /// The name under which machines ask for this headquarters' MLflow; none where it has none.
+    pub name: Option<String>,
     /// `publisher:offer:sku` for machines with a GPU, and for those without.
     pub images: [String; 2],
     /// Where ssh is on the machines: 22.
@@ -46,6 +48,7 @@ impl Default for Settings {
             subscription: None,
             group: None,
             address: None,
+            name: None,
             // The first has driver and CUDA in it: installing them takes minutes and a restart.
             images: ["microsoft-dsvm:ubuntu-hpc:2204".into(), "Canonical:ubuntu-24_04-lts:server".into()],
             port: body::SSH,
