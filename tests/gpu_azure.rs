@@ -241,6 +241,29 @@ fn a_script_runs_on_a_rented_machine_and_nothing_of_that_is_left() {
 }
 
 #[test]
+fn the_doctor_rents_the_cheapest_machine_for_a_whole_run_and_leaves_nothing() {
+    let Some(story) = story() else { return };
+    let live = ["gpu", "doctor", "--live", "--provider", "azure"];
+    let unasked = story.run(&live);
+    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
+    assert!(words(&unasked.stderr).contains("there is nobody to ask"));
+    assert_eq!(story.cloud.bill().total(), 0);
+    let out = story.run(&[&live[..], &["-y"]].concat());
+    let (said, rows) = (words(&out.stderr), words(&out.stdout));
+    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    assert!(rows.contains("live.home") && rows.contains(" on Standard_B1s"), "{rows}");
+    assert_eq!(story.cloud.left(), Vec::<String>::new(), "{}", story.cloud.story());
+    assert!(story.cloud.bill().total() > 0, "{}", story.cloud.bill());
+
+    story.cloud.set_quota("cores", 0);
+    let out = story.run(&[&live[..], &["-y"]].concat());
+    let rows = words(&out.stdout);
+    assert_eq!(out.status.code(), Some(3), "{}{rows}", words(&out.stderr));
+    assert!(rows.contains("✗  live.rent  none of these can be had"), "{rows}");
+    story.cloud.assert_honest();
+}
+
+#[test]
 fn data_are_found_on_a_clone_of_the_data_disk_and_it_goes_with_the_machine() {
     let Some(here) = Here::new() else { return };
     let Some(sshd) = Sshd::new(&here) else { return };

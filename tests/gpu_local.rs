@@ -143,6 +143,24 @@ fn a_run_that_is_stopped_before_its_script_has_begun_ends_at_once() {
     }
 }
 
+#[test]
+fn the_doctor_does_a_whole_run_and_leaves_nothing_of_it() {
+    let Some(here) = Here::new() else { return };
+    let out = here.run(&["gpu", "doctor", "--live", "--provider", "local"]);
+    let (said, rows) = (words(&out.stderr), words(&out.stdout));
+    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    for id in ["rent", "prepare", "start", "run", "script", "fetch", "home", "return", "gone", "cost"] {
+        assert!(rows.lines().any(|row| row.contains(&format!("✓  live.{id} "))), "{id}: {rows}");
+    }
+    assert!(said.contains("gone: all of it, looked for twice"), "{said}");
+    let run = here.only_run();
+    let expected = ["asked", "renting", "rented", "prepared", "started", "exited", "fetched", "returned"];
+    assert_eq!(here.events(&run), expected);
+    here.nothing_left(&run);
+    assert_eq!(fs::read_dir(here.path("data/azure_results")).unwrap().count(), 0, "its results are gone");
+    assert!(!here.inside(&format!("{RUNS}/{run}/checkout")).exists(), "its checkout is gone");
+}
+
 /// A real sshd on a free port, whose people live in a directory of ours.
 struct Sshd(Child, u16);
 

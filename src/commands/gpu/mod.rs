@@ -6,6 +6,7 @@ mod doctor;
 mod drive;
 mod events;
 mod forget;
+mod live;
 mod logs;
 mod offers;
 mod ps;
