@@ -149,13 +149,7 @@ pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui
     }
     let choice = provider::offers(&spec, host, config)?;
     ui.say(plan(&spec, &choice, data, &runs::results(config, &spec.run)));
-    if choice.offers.is_empty() {
-        let none = || bail!("none of these can be had");
-        let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
-        none()
-            .or_try("another --vm-size or --region; `echoes-appliance gpu offers` shows what there is")
-            .context(Code(why))?;
-    }
+    let offers = to_be_had(choice)?;
     if dry_run {
         return Ok(0);
     }
@@ -165,7 +159,7 @@ pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui
     if spec.source == Source::Azure && !yes && !confirmed()? {
         return Ok(1);
     }
-    begin(host, &spec, choice.offers, &secrets)?;
+    begin(host, &spec, offers, &secrets)?;
     driver::start(host, &spec.run, &drivers_words(settings))?;
     if detach {
         ui.say(attach::next_commands(&spec.run));
@@ -174,7 +168,7 @@ pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui
         }
         return Ok(0);
     }
-    attach::follow(host, config, settings, &spec.run, json, ui)
+    attach::follow(host, config, settings, (&spec.run, attach::Of::Run), json, ui)
 }
 
 fn check_sizes(sizes: &[String]) -> Result<()> {
@@ -188,6 +182,18 @@ fn check_sizes(sizes: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The offers, if there are any; an error that ends in the exit status that says why not.
+pub fn to_be_had(choice: Choice) -> Result<Vec<Offer>> {
+    if choice.offers.is_empty() {
+        let none = || bail!("none of these can be had");
+        let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
+        none()
+            .or_try("another --vm-size or --region; `echoes-appliance gpu offers` shows what there is")
+            .context(Code(why))?;
+    }
+    Ok(choice.offers)
 }
 
 /// What the command line leaves open, as the settings have it.
@@ -360,7 +366,7 @@ fn row(source: &Source) -> Vec<String> {
 }
 
 /// Whether a person says yes; an error where there is nobody to ask.
-fn confirmed() -> Result<bool> {
+pub fn confirmed() -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         let nobody = || bail!("it costs money, and there is nobody to ask");
         return nobody().or_try("-y");

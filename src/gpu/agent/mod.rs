@@ -23,7 +23,7 @@ use crate::host::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
-use site::{Ask, Look, Making, Site, read, write};
+use site::{Ask, Look, Making, Site, Standing, read, write};
 use std::{
     ffi::CString,
     path::Path,
@@ -143,6 +143,11 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
         }
         Ask::Stop(exit) => {
             write(host, &site.stop(), &exit)?;
+            // Nobody may be there to heed it: on a machine that was made of another's disk the script does not go on.
+            // Then it has ended, and that is all there is to write down.
+            if start::standing(host, site)? == Standing::Unwatched {
+                watch::watch(host, site)?;
+            }
             wire.tell(&())
         }
         Ask::List => wire.pour(&give::list(host, site)?),
