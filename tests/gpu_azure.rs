@@ -153,6 +153,11 @@ impl Sshd {
         Command::new("nsenter").args(words).spawn().unwrap()
     }
 
+    /// Where what was on a machine is, for a snapshot of it.
+    fn copy(&self, snapshot: &str) -> String {
+        self.dir.join(snapshot.rsplit('/').next().unwrap()).display().to_string()
+    }
+
     /// A copy of the data disk's blocks, mounted as the machine is told to.
     fn clone_disk(&self, data: &str) {
         let Some(image) = self.image.lock().unwrap().clone() else { return };
@@ -172,6 +177,9 @@ impl Sshd {
 
 impl Metal for Sshd {
     fn boot(&self, order: &Order) -> Result<Option<Ipv4Addr>, String> {
+        if let Some(copy) = &order.copy {
+            inside(self.holder, "cp -a \"$0\"/. /home/echoes", &[&self.copy(copy)]);
+        }
         let child = self.start(order);
         *self.on.lock().unwrap() = Some((order.id.clone(), child));
         let since = Instant::now();
@@ -182,6 +190,15 @@ impl Metal for Sshd {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(Some(Ipv4Addr::LOCALHOST))
+    }
+
+    fn keep(&self, _id: &str, copy: &str) {
+        inside(self.holder, "rm -rf \"$0\" && cp -a /home/echoes \"$0\"", &[&self.copy(copy)]);
+    }
+
+    fn remove(&self, id: &str) {
+        self.kill(id);
+        inside(self.holder, "find /home/echoes -mindepth 1 -delete", &[]);
     }
 
     fn kill(&self, id: &str) {
@@ -260,6 +277,52 @@ fn the_doctor_rents_the_cheapest_machine_for_a_whole_run_and_leaves_nothing() {
     let rows = words(&out.stdout);
     assert_eq!(out.status.code(), Some(3), "{}{rows}", words(&out.stderr));
     assert!(rows.contains("✗  live.rent  none of these can be had"), "{rows}");
+    story.cloud.assert_honest();
+}
+
+#[test]
+fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
+    let Some(story) = story() else { return };
+    // Results stay away from a disk that is nearly full.
+    let (holder, results) = (story.here.holder.id(), story.here.path("data/azure_results"));
+    let results = results.to_str().unwrap();
+    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=1g none \"$0\"";
+    inside(holder, mount, &[results]);
+    let step = story.here.inside(&format!("{results}/big/out/step1.txt"));
+    let out = story.gpu_run("big", &["-y"]);
+    let said = words(&out.stderr);
+    assert_eq!(out.status.code(), Some(7), "{said}");
+    assert!(said.contains("no room here for") && said.contains("gpu pull big"), "{said}");
+    assert!(!step.exists() && story.here.starts() == 1);
+    let costing = story.cloud.costing();
+    assert!(matches!(&costing[..], [copy] if copy.contains("/snapshots/")), "{costing:?}");
+    let before = story.cloud.bill().total();
+
+    let unasked = story.run(&["gpu", "pull", "big"]);
+    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
+    assert!(words(&unasked.stderr).contains("it costs money, and there is nobody to ask"));
+    inside(holder, "mount -o remount,size=8g \"$0\"", &[results]);
+    let pulled = story.run(&["gpu", "pull", "big", "-y"]);
+    let said = words(&pulled.stderr);
+    assert_eq!(pulled.status.code(), Some(0), "{said}{}", story.here.logs());
+    assert!(said.contains("Standard_B1s") && said.contains("pulled: what was kept is home"), "{said}");
+    assert!(!words(&pulled.stdout).contains("trained on"), "what was told is not told again");
+    assert_eq!(fs::read_to_string(&step).unwrap(), "loss 1");
+    assert_eq!(story.here.starts(), 1, "the script was not begun again");
+    assert_eq!(story.cloud.costing(), Vec::<String>::new(), "{}", story.cloud.story());
+    assert!(story.cloud.bill().total() > before);
+    let events = story.here.events("big");
+    let last = ["returned", "pulling", "renting", "rented", "fetched", "forgotten", "returned"];
+    assert_eq!(events[events.len() - last.len()..], last);
+
+    let again = story.run(&["gpu", "pull", "big"]);
+    assert_eq!(again.status.code(), Some(0), "{}", words(&again.stderr));
+    assert!(words(&again.stderr).contains("everything of big is home"));
+    assert_eq!(story.run(&["gpu", "attach", "big"]).status.code(), Some(7), "the run's own status");
+    let receipt = story.run(&["gpu", "cost", "big", "--json"]);
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt.stdout).unwrap();
+    assert_eq!((&receipt["all_home"], &receipt["pulled"]), (&true.into(), &"home".into()), "{receipt}");
+    assert_eq!(receipt["rentals"].as_array().unwrap().len(), 2, "{receipt}");
     story.cloud.assert_honest();
 }
 

@@ -45,6 +45,10 @@ fn a_script_runs_here_and_what_it_made_comes_home() {
     let expected = ["asked", "renting", "rented", "prepared", "started", "exited", "fetched", "returned"];
     assert_eq!(here.events("esn"), expected);
 
+    let home = here.run(&["gpu", "pull", "esn"]);
+    assert_eq!(home.status.code(), Some(0), "{}", words(&home.stderr));
+    assert!(words(&home.stderr).contains("everything of esn is home"), "{}", words(&home.stderr));
+
     // What it is asked about afterwards.
     let again = here.run(&arguments);
     assert_eq!(again.status.code(), Some(1));
@@ -116,6 +120,9 @@ fn ctrl_c_ends_the_watching_and_stop_ends_the_run() {
     }
     assert!(here.driver("long").is_some(), "the run goes on");
     assert_eq!(here.events("long").last().unwrap(), "started");
+    let pull = here.run(&["gpu", "pull", "long"]);
+    assert_eq!(pull.status.code(), Some(0), "{}", words(&pull.stderr));
+    assert!(words(&pull.stderr).contains("come home by themselves"), "{}", words(&pull.stderr));
     let stopped = here.run(&["gpu", "stop", "long"]);
     assert_eq!(stopped.status.code(), Some(0), "{}", words(&stopped.stderr));
     let attached = here.run(&["gpu", "attach", "long"]);

@@ -6,7 +6,7 @@
 //! paying for: that is tried for ever.
 
 use super::{
-    job::{Exit, Hopeless, Job, Stand},
+    job::{Exit, Full, Hopeless, Job, Stand},
     provider::{Class, Provider, Refusal, Rent},
     runs::{self, Held},
     state::{Event, Outcome, Phase, State},
@@ -271,7 +271,10 @@ impl Runner<'_> {
                 Next::Wait(LOOK)
             }
             Ok(false) => Next::Happened(Event::Failed { why: "not everything came home in time".into() }),
-            Err(error) if late => Next::Happened(Event::Failed { why: format!("{error:#}") }),
+            // The machine is dear, and a copy of its disk waits for room as well as it does.
+            Err(error) if late || error.is::<Full>() && self.provider.can_keep() && !state.is_pull() => {
+                Next::Happened(Event::Failed { why: format!("{error:#}") })
+            }
             Err(error) => self.lost(state).unwrap_or_else(|| self.again(mind, now, &error, PATIENCE)),
         };
         match next {
