@@ -99,6 +99,75 @@ fn a_script_runs_on_a_rented_machine_and_nothing_of_that_is_left() {
 }
 
 #[test]
+fn the_doctor_rents_the_cheapest_machine_for_a_whole_run_and_leaves_nothing() {
+    let Some(story) = story() else { return };
+    let live = ["gpu", "doctor", "--live", "--provider", "azure"];
+    let unasked = story.run(&live);
+    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
+    assert!(words(&unasked.stderr).contains("there is nobody to ask"));
+    assert_eq!(story.cloud.bill().total(), 0);
+    let out = story.run(&[&live[..], &["-y"]].concat());
+    let (said, rows) = (words(&out.stderr), words(&out.stdout));
+    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    assert!(rows.contains("live.home") && rows.contains(" on Standard_B1s"), "{rows}");
+    assert_eq!(story.cloud.left(), Vec::<String>::new(), "{}", story.cloud.story());
+    assert!(story.cloud.bill().total() > 0, "{}", story.cloud.bill());
+
+    story.cloud.set_quota("cores", 0);
+    let out = story.run(&[&live[..], &["-y"]].concat());
+    let rows = words(&out.stdout);
+    assert_eq!(out.status.code(), Some(3), "{}{rows}", words(&out.stderr));
+    assert!(rows.contains("✗  live.rent  none of these can be had"), "{rows}");
+    story.cloud.assert_honest();
+}
+
+#[test]
+fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
+    let Some(story) = story() else { return };
+    // Results stay away from a disk that is nearly full.
+    let (holder, results) = (story.here.holder.id(), story.here.path("data/azure_results"));
+    let results = results.to_str().unwrap();
+    let mount = "mkdir -p \"$0\" && mount -t tmpfs -o size=1g none \"$0\"";
+    inside(holder, mount, &[results]);
+    let step = story.here.inside(&format!("{results}/big/out/step1.txt"));
+    let out = story.gpu_run("big", &["-y"]);
+    let said = words(&out.stderr);
+    assert_eq!(out.status.code(), Some(7), "{said}");
+    assert!(said.contains("no room here for") && said.contains("gpu pull big"), "{said}");
+    assert!(!step.exists() && story.here.starts() == 1);
+    let costing = story.cloud.costing();
+    assert!(matches!(&costing[..], [copy] if copy.contains("/snapshots/")), "{costing:?}");
+    let before = story.cloud.bill().total();
+
+    let unasked = story.run(&["gpu", "pull", "big"]);
+    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
+    assert!(words(&unasked.stderr).contains("it costs money, and there is nobody to ask"));
+    inside(holder, "mount -o remount,size=8g \"$0\"", &[results]);
+    let pulled = story.run(&["gpu", "pull", "big", "-y"]);
+    let said = words(&pulled.stderr);
+    assert_eq!(pulled.status.code(), Some(0), "{said}{}", story.here.logs());
+    assert!(said.contains("Standard_B1s") && said.contains("pulled: what was kept is home"), "{said}");
+    assert!(!words(&pulled.stdout).contains("trained on"), "what was told is not told again");
+    assert_eq!(fs::read_to_string(&step).unwrap(), "loss 1");
+    assert_eq!(story.here.starts(), 1, "the script was not begun again");
+    assert_eq!(story.cloud.costing(), Vec::<String>::new(), "{}", story.cloud.story());
+    assert!(story.cloud.bill().total() > before);
+    let events = story.here.events("big");
+    let last = ["returned", "pulling", "renting", "rented", "fetched", "forgotten", "returned"];
+    assert_eq!(events[events.len() - last.len()..], last);
+
+    let again = story.run(&["gpu", "pull", "big"]);
+    assert_eq!(again.status.code(), Some(0), "{}", words(&again.stderr));
+    assert!(words(&again.stderr).contains("everything of big is home"));
+    assert_eq!(story.run(&["gpu", "attach", "big"]).status.code(), Some(7), "the run's own status");
+    let receipt = story.run(&["gpu", "cost", "big", "--json"]);
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt.stdout).unwrap();
+    assert_eq!((&receipt["all_home"], &receipt["pulled"]), (&true.into(), &"home".into()), "{receipt}");
+    assert_eq!(receipt["rentals"].as_array().unwrap().len(), 2, "{receipt}");
+    story.cloud.assert_honest();
+}
+
+#[test]
 fn data_are_found_on_a_clone_of_the_data_disk_and_it_goes_with_the_machine() {
     let Some(here) = Here::new() else { return };
     let Some(sshd) = Sshd::new(&here, None) else { return };

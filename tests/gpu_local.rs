@@ -45,6 +45,10 @@ fn a_script_runs_here_and_what_it_made_comes_home() {
     let expected = ["asked", "renting", "rented", "prepared", "started", "exited", "fetched", "returned"];
     assert_eq!(here.events("esn"), expected);
 
+    let home = here.run(&["gpu", "pull", "esn"]);
+    assert_eq!(home.status.code(), Some(0), "{}", words(&home.stderr));
+    assert!(words(&home.stderr).contains("everything of esn is home"), "{}", words(&home.stderr));
+
     // What it is asked about afterwards.
     let again = here.run(&arguments);
     assert_eq!(again.status.code(), Some(1));
@@ -116,6 +120,9 @@ fn ctrl_c_ends_the_watching_and_stop_ends_the_run() {
     }
     assert!(here.driver("long").is_some(), "the run goes on");
     assert_eq!(here.events("long").last().unwrap(), "started");
+    let pull = here.run(&["gpu", "pull", "long"]);
+    assert_eq!(pull.status.code(), Some(0), "{}", words(&pull.stderr));
+    assert!(words(&pull.stderr).contains("come home by themselves"), "{}", words(&pull.stderr));
     let stopped = here.run(&["gpu", "stop", "long"]);
     assert_eq!(stopped.status.code(), Some(0), "{}", words(&stopped.stderr));
     let attached = here.run(&["gpu", "attach", "long"]);
@@ -141,6 +148,24 @@ fn a_run_that_is_stopped_before_its_script_has_begun_ends_at_once() {
         assert!(since.elapsed() < Duration::from_secs(60), "{run} took {:?}", since.elapsed());
         here.nothing_left(&run);
     }
+}
+
+#[test]
+fn the_doctor_does_a_whole_run_and_leaves_nothing_of_it() {
+    let Some(here) = Here::new() else { return };
+    let out = here.run(&["gpu", "doctor", "--live", "--provider", "local"]);
+    let (said, rows) = (words(&out.stderr), words(&out.stdout));
+    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    for id in ["rent", "prepare", "start", "run", "script", "fetch", "home", "return", "gone", "cost"] {
+        assert!(rows.lines().any(|row| row.contains(&format!("✓  live.{id} "))), "{id}: {rows}");
+    }
+    assert!(said.contains("gone: all of it, looked for twice"), "{said}");
+    let run = here.only_run();
+    let expected = ["asked", "renting", "rented", "prepared", "started", "exited", "fetched", "returned"];
+    assert_eq!(here.events(&run), expected);
+    here.nothing_left(&run);
+    assert_eq!(fs::read_dir(here.path("data/azure_results")).unwrap().count(), 0, "its results are gone");
+    assert!(!here.inside(&format!("{RUNS}/{run}/checkout")).exists(), "its checkout is gone");
 }
 
 /// A real sshd on a free port, whose people live in a directory of ours.

@@ -79,7 +79,7 @@ pub struct Args {
     pub json: bool,
 }
 
-fn source(text: &str) -> Result<Source, String> {
+pub fn source(text: &str) -> Result<Source, String> {
     Source::parse(text).ok_or_else(|| "local, azure, or ssh://USER@HOST[:PORT]".into())
 }
 
@@ -100,38 +100,67 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     check_sizes(&args.wish.sizes)?;
     let host = Arc::new(this_machine());
     let config = settings.read(&host)?;
-    let (detach, json, yes) = (args.detach, args.json, args.yes);
     let args = with_settings(args, &config.gpu);
+    go(args, &host, &config, settings, ui)
+}
+
+impl Args {
+    /// For who starts a run of ours: what the settings say that people's runs need is not for it. `quiet` is whether no
+    /// question is asked, and whether what happens is said as JSON.
+    pub fn plain(
+        script: PathBuf,
+        source: Source,
+        wish: wish::Flags,
+        run: RunId,
+        quiet: (bool, bool),
+    ) -> Self {
+        Self {
+            script,
+            arguments: vec![run.to_string()],
+            provider: Some(source),
+            wish,
+            data: Vec::new(),
+            data_by: None,
+            out: Vec::new(),
+            env: Vec::new(),
+            secret: Vec::new(),
+            name: Some(run),
+            detach: false,
+            dry_run: false,
+            print_spec: false,
+            yes: quiet.0,
+            json: quiet.1,
+        }
+    }
+}
+
+/// What is asked for is shown, written down, driven and watched.
+pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui: &Ui) -> Result<u8> {
+    let (detach, json, yes) = (args.detach, args.json, args.yes);
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
     let data_by = args.data_by.unwrap_or(config.gpu.data_by);
-    let spec = spec(args, &host, &config)?;
-    let delivery = data::deliver(&host, &config, &spec.source, (&spec.data, data_by), &spec.regions)?;
+    let spec = spec(args, host, config)?;
+    let delivery = data::deliver(host, config, &spec.source, (&spec.data, data_by), &spec.regions)?;
     let data = delivery.lines();
     let spec = Spec { original: delivery.original(), ..spec };
     if print_spec {
         ui.out(serde_json::to_string_pretty(&spec)?);
         return Ok(0);
     }
-    let choice = provider::offers(&spec, &host, &config)?;
-    ui.say(plan(&spec, &choice, data, &runs::results(&config, &spec.run)));
-    if choice.offers.is_empty() {
-        let none = || bail!("none of these can be had");
-        let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
-        none()
-            .or_try("another --vm-size or --region; `echoes-appliance gpu offers` shows what there is")
-            .context(Code(why))?;
-    }
+    let choice = provider::offers(&spec, host, config)?;
+    ui.say(plan(&spec, &choice, data, &runs::results(config, &spec.run)));
+    let offers = to_be_had(choice)?;
     if dry_run {
         return Ok(0);
     }
-    need_root(&host)?;
-    let secrets = secrets(&host, &secret)?;
+    need_root(host)?;
+    let secrets = secrets(host, &secret)?;
     // Also where the price list was down: what has no price is not free.
     if spec.source == Source::Azure && !yes && !confirmed()? {
         return Ok(1);
     }
-    begin(&host, &spec, choice.offers, &secrets)?;
-    driver::start(&host, &spec.run, &drivers_words(settings))?;
+    begin(host, &spec, offers, &secrets)?;
+    driver::start(host, &spec.run, &drivers_words(settings))?;
     if detach {
         ui.say(attach::next_commands(&spec.run));
         if json {
@@ -139,7 +168,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         }
         return Ok(0);
     }
-    attach::follow(&host, &config, settings, &spec.run, json, ui)
+    attach::follow(host, config, settings, (&spec.run, attach::Of::Run), json, ui)
 }
 
 fn check_sizes(sizes: &[String]) -> Result<()> {
@@ -153,6 +182,18 @@ fn check_sizes(sizes: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The offers, if there are any; an error that ends in the exit status that says why not.
+pub fn to_be_had(choice: Choice) -> Result<Vec<Offer>> {
+    if choice.offers.is_empty() {
+        let none = || bail!("none of these can be had");
+        let why = if short_of_quota(&choice.rows) { NO_QUOTA } else { NO_CAPACITY };
+        none()
+            .or_try("another --vm-size or --region; `echoes-appliance gpu offers` shows what there is")
+            .context(Code(why))?;
+    }
+    Ok(choice.offers)
 }
 
 /// What the command line leaves open, as the settings have it.
@@ -325,7 +366,7 @@ fn row(source: &Source) -> Vec<String> {
 }
 
 /// Whether a person says yes; an error where there is nobody to ask.
-fn confirmed() -> Result<bool> {
+pub fn confirmed() -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         let nobody = || bail!("it costs money, and there is nobody to ask");
         return nobody().or_try("-y");

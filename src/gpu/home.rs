@@ -5,6 +5,7 @@
 
 use super::{
     agent::site::{Ask, Book, Offered, PAGE, Page, Root},
+    job::Full,
     wire::{Wire, is_lost, shown},
 };
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
         Host,
         beneath::{Beneath, OnDisk, Part, Rel, Stamp},
     },
+    hq::disk::size_words,
     journal::Journal,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -161,6 +163,8 @@ enum Judgement {
     Later,
     Take(Rel),
     Leave(String),
+    /// It may come when there is.
+    NoRoom,
 }
 
 impl<'a> Home<'a> {
@@ -190,7 +194,7 @@ impl<'a> Home<'a> {
         let mut whole = self.listen(wire, until)?;
         wire.tell(&Ask::List)?;
         let offers: Vec<Offered> = wire.draw().context("hearing what there is to bring home")?;
-        let mut seen = HashMap::new();
+        let (mut seen, mut too_much) = (HashMap::new(), 0);
         for (n, offer) in offers.into_iter().enumerate() {
             let key = (offer.root, offer.path.clone());
             let rested = self.seen.get(&key) == Some(&offer.stamp);
@@ -202,6 +206,7 @@ impl<'a> Home<'a> {
             match judgement {
                 Judgement::Here => {}
                 Judgement::Later => whole = false,
+                Judgement::NoRoom => too_much += offer.stamp.len,
                 Judgement::Take(_) if Instant::now() >= until => whole = false,
                 Judgement::Take(path) => {
                     whole &= self.take(wire, offer.root, path, offer.stamp, until)?;
@@ -216,6 +221,11 @@ impl<'a> Home<'a> {
             seen.insert(key, offer.stamp);
         }
         self.seen = seen;
+        if too_much > 0 {
+            // Nobody who is told that all is home would look for it.
+            let no_room = || anyhow!("there is no room here for {} of it", size_words(too_much));
+            return Err(no_room().context(Full));
+        }
         Ok(whole && ended)
     }
 
@@ -249,7 +259,7 @@ impl<'a> Home<'a> {
         } else if all.saturating_add(len) > quota.all {
             Judgement::Leave(format!("all of it is more than {} MiB", quota.all >> 20))
         } else if len > free.saturating_sub(quota.free) {
-            Judgement::Leave("there is no room for it here".into())
+            Judgement::NoRoom
         } else {
             Judgement::Take(path)
         })

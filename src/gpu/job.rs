@@ -51,6 +51,18 @@ impl fmt::Display for Hopeless {
 
 impl std::error::Error for Hopeless {}
 
+/// In the chain of an error that a person at headquarters can mend: there is no room for what comes home.
+#[derive(Debug)]
+pub struct Full;
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this machine's disk is full")
+    }
+}
+
+impl std::error::Error for Full {}
+
 pub trait Job {
     /// Code, data and environment, all there and whole.
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()>;

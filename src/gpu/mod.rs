@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod offer;
 pub mod provenance;
 pub mod provider;
+pub mod pull;
 pub mod pulse;
 pub mod receipt;
 pub mod runner;

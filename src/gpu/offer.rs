@@ -8,6 +8,9 @@ use time::{Date, format_description::well_known::Iso8601};
 /// When nobody names a size: one GPU, from cheap to fast.
 pub const SIZES: [&str; 3] = ["Standard_NC4as_T4_v3", "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"];
 
+/// Where no GPU is needed: a cent an hour, and what takes their place when Azure retires the first of them.
+pub const SMALL: [&str; 3] = ["Standard_B1s", "Standard_B2ts_v2", "Standard_B2als_v2"];
+
 /// What a machine must run for at least, to be worth its start.
 const WORTHWHILE: u64 = 600;
 

@@ -5,7 +5,7 @@ use super::{
     job::Exit,
     provider::Class,
     spec::RunId,
-    state::{Keep, Outcome, Phase, Rental, State},
+    state::{Keep, Outcome, Phase, Pulled, Rental, State},
 };
 use crate::ui::{moment, table};
 use serde::Serialize;
@@ -40,6 +40,8 @@ pub struct Receipt {
     pub why_not_home: Option<String>,
     /// Where what is not home was kept; it costs, too.
     pub kept: Option<Keep>,
+    /// What became of bringing that home, where somebody has tried.
+    pub pulled: Option<Pulled>,
 }
 
 impl Receipt {
@@ -56,9 +58,11 @@ impl Receipt {
             cost: state.cost(now),
             proven_gone: state.phase == Phase::Done,
             results: results.into(),
-            all_home: state.unfetched.is_none() && matches!(state.outcome, Some(Outcome::Exit(_))),
+            all_home: state.unfetched.is_none()
+                && (matches!(state.outcome, Some(Outcome::Exit(_))) || state.pulled == Some(Pulled::Home)),
             why_not_home: state.unfetched.clone(),
             kept: state.kept.clone(),
+            pulled: state.pulled.clone(),
         }
     }
 
@@ -84,9 +88,17 @@ impl Receipt {
             None => format!("results: {home}"),
             Some(why) => format!("results: {home}, not all of them: {why}"),
         });
+        lines.extend(self.pulled.as_ref().map(|pulled| match pulled {
+            Pulled::Not => "pulled: what was kept is on its way home".into(),
+            Pulled::Home => "pulled: what was kept is home".into(),
+            Pulled::Ended(outcome) => format!("pulled: not all of it: {}", told(outcome)),
+        }));
+        let pull = format!("`echoes-appliance gpu pull {}` brings it home", self.run);
         let forget = format!("`echoes-appliance gpu forget {}`", self.run);
         lines.extend(self.kept.as_ref().map(|kept| match kept {
-            Keep::At(place) => format!("kept: a copy of its disk, which costs until {forget}: {place}"),
+            Keep::At(place) => {
+                format!("kept: a copy of its disk, which costs until {forget}: {place}\n{pull}")
+            }
             Keep::Asked => {
                 format!("kept: perhaps a copy of its disk; {forget} makes sure that there is none")
             }

@@ -6,7 +6,7 @@
 //! paying for: that is tried for ever.
 
 use super::{
-    job::{Exit, Hopeless, Job, Stand},
+    job::{Exit, Full, Hopeless, Job, Stand},
     provider::{Class, Provider, Refusal, Rent},
     runs::{self, Held},
     state::{Event, Outcome, Phase, State},
@@ -38,6 +38,9 @@ const GRACE: Duration = Duration::from_secs(180);
 
 /// Results are worth waiting for, though not for ever: the machine costs.
 const HOME: Duration = Duration::from_secs(30 * 60);
+
+/// The same from a machine that was made of what was kept: it costs a cent an hour, and there is no other way home.
+pub const HOME_FROM_COPY: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A copy of a disk is promised within seconds, or there is something wrong that will not pass.
 const KEEP: Duration = Duration::from_secs(10 * 60);
@@ -126,7 +129,7 @@ impl Runner<'_> {
 
     /// Whether it has to end, and was not told yet.
     fn bidden(&self, state: &State, now: OffsetDateTime) -> Result<Option<Exit>> {
-        if state.ending.is_some() || state.outcome.is_some() {
+        if state.ending.is_some() || state.is_concluded() {
             return Ok(None);
         }
         if runs::stop_asked(self.host, &state.spec.run)? {
@@ -165,7 +168,11 @@ impl Runner<'_> {
             let offer = state.offers.front().cloned();
             return Next::Happened(offer.map_or_else(none, |offer| Event::Renting { offer }));
         };
-        match self.provider.rent(&state.spec, &rental.offer) {
+        let rent = match state.copy().filter(|_| state.is_pull()) {
+            Some(copy) => self.provider.rent_from_copy(&state.spec, &rental.offer, copy),
+            None => self.provider.rent(&state.spec, &rental.offer),
+        };
+        match rent {
             Ok(Rent::Here(machine)) => Next::Happened(Event::Rented { machine }),
             Ok(Rent::Refused(refusal)) => Next::Happened(Event::Refused { refusal }),
             Ok(Rent::Coming(words)) if now - rental.asked < COMING => {
@@ -248,12 +255,15 @@ impl Runner<'_> {
             let told = machine(state).and_then(|machine| self.job.stop(&state.spec, machine));
             mind.told_to_end = told.is_ok();
         }
-        if state.kept.is_some() {
+        if state.kept.is_some() && !state.is_pull() {
             return self.keep(state, mind, now);
         }
         // Whatever comes later than this would be paid for as dearly as the training.
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
-        let late = spent || now - state.since > HOME;
+        let late = match state.is_pull() {
+            true => now - state.since > HOME_FROM_COPY,
+            false => spent || now - state.since > HOME,
+        };
         let next = match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
             Ok(true) => Next::Happened(Event::Fetched),
             Ok(false) if !late => {
@@ -261,12 +271,15 @@ impl Runner<'_> {
                 Next::Wait(LOOK)
             }
             Ok(false) => Next::Happened(Event::Failed { why: "not everything came home in time".into() }),
-            Err(error) if late => Next::Happened(Event::Failed { why: format!("{error:#}") }),
+            // The machine is dear, and a copy of its disk waits for room as well as it does.
+            Err(error) if late || error.is::<Full>() && self.provider.can_keep() && !state.is_pull() => {
+                Next::Happened(Event::Failed { why: format!("{error:#}") })
+            }
             Err(error) => self.lost(state).unwrap_or_else(|| self.again(mind, now, &error, PATIENCE)),
         };
         match next {
             // Where its disk can be kept without the machine, that comes before giving back.
-            Next::Happened(Event::Failed { why }) if self.provider.can_keep() => {
+            Next::Happened(Event::Failed { why }) if self.provider.can_keep() && !state.is_pull() => {
                 Next::Happened(Event::Keeping { why })
             }
             next => next,
@@ -293,7 +306,7 @@ impl Runner<'_> {
         match (loan, left) {
             (Ok(()), Ok(left)) if left.is_empty() => {
                 if std::mem::replace(&mut mind.clean, true) {
-                    return Next::Happened(Event::Returned);
+                    return self.forget(state, mind, now);
                 }
                 Next::Wait(TWICE)
             }
@@ -305,6 +318,24 @@ impl Runner<'_> {
             (Err(error), _) | (_, Err(error)) => {
                 (self.say)(&format!("cannot be given back just now: {error:#}"));
                 mind.clean = false;
+                self.pause(mind, now)
+            }
+        }
+    }
+
+    /// Nothing of the machine is left. Nor shall there be of the copy that it was made of, once all is home.
+    fn forget(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
+        if !state.is_home_from_copy() {
+            return Next::Happened(Event::Returned);
+        }
+        match self.provider.forget(&state.spec.run) {
+            Ok(true) => Next::Happened(Event::Forgotten),
+            Ok(false) => {
+                (self.say)("what was kept is still on its way out");
+                self.pause(mind, now)
+            }
+            Err(error) => {
+                (self.say)(&format!("what was kept cannot be removed just now: {error:#}"));
                 self.pause(mind, now)
             }
         }

@@ -90,6 +90,11 @@ pub enum Event {
     },
     /// What was kept is gone.
     Forgotten,
+    /// A person wants what was kept: the run that is over rents once more, by one of these, a machine that is made of
+    /// it. Nothing is prepared or started on that one, and it changes nothing of how the run ended.
+    Pulling {
+        offers: Vec<Offer>,
+    },
     /// The phase could not be done. What was started is still fetched, what was rented is still given back.
     Failed {
         why: String,
@@ -164,6 +169,17 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// What became of bringing home what was kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pulled {
+    /// It goes on.
+    Not,
+    Home,
+    /// What was kept still is.
+    Ended(Outcome),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     pub spec: Spec,
@@ -185,6 +201,10 @@ pub struct State {
     pub unfetched: Option<String>,
     /// Where the rest of it may be: being kept, or kept.
     pub kept: Option<Keep>,
+    /// The newest try to bring that home; none: nobody has tried.
+    pub pulled: Option<Pulled>,
+    /// How many rentals were before that.
+    before: usize,
 }
 
 /// What could not be brought home.
@@ -225,6 +245,8 @@ impl State {
             outcome: None,
             unfetched: None,
             kept: None,
+            pulled: None,
+            before: 0,
         })
     }
 
@@ -242,14 +264,16 @@ impl State {
             (Rent, Event::Refused { refusal }) => {
                 self.renting_mut()?.refusal = Some(refusal.clone());
                 if refusal.class == Class::Final || self.offers.is_empty() {
-                    self.outcome = Some(Outcome::Refused(self.worth_telling()?));
+                    let refusal = self.worth_telling()?;
+                    self.conclude(Outcome::Refused(refusal));
                 }
                 Return
             }
             (Rent, Event::Rented { machine }) => {
                 self.renting_mut()?.came = Some(at);
                 self.machine = Some(machine.clone());
-                Prepare
+                // Whatever is made there was made already.
+                if self.is_pull() { Fetch } else { Prepare }
             }
             (Prepare, Event::Prepared) => Start,
             (Start, Event::Started) => {
@@ -273,7 +297,12 @@ impl State {
                 }
                 Return
             }
-            (Fetch, Event::Fetched) => Return,
+            (Fetch, Event::Fetched) => {
+                if self.is_pull() {
+                    (self.unfetched, self.pulled) = (None, Some(Pulled::Home));
+                }
+                Return
+            }
             (Rent | Prepare, Event::Failed { why }) => {
                 self.conclude(Outcome::Failed(why.clone()));
                 Return
@@ -289,13 +318,37 @@ impl State {
                 self.since = at;
                 Fetch
             }
-            (Fetch, Event::Kept { place }) if self.kept.is_some() => {
+            (Fetch, Event::Kept { place }) if self.kept.is_some() && !self.is_pull() => {
                 self.kept = Some(Keep::At(place.clone()));
                 Return
+            }
+            // Looked for by a person who wants it.
+            (Done, Event::Kept { place }) if self.kept == Some(Keep::Asked) => {
+                self.kept = Some(Keep::At(place.clone()));
+                Done
+            }
+            (Done, Event::Pulling { offers }) if self.copy().is_some() && !offers.is_empty() => {
+                self.offers = offers.iter().cloned().collect();
+                (self.pulled, self.before) = (Some(Pulled::Not), self.rentals.len());
+                self.ending = None;
+                Rent
             }
             (Done, Event::Forgotten) if self.kept.is_some() => {
                 self.kept = None;
                 Done
+            }
+            // It is home, and costs for as long as it is kept.
+            (Return, Event::Forgotten) if self.is_home_from_copy() => {
+                self.kept = None;
+                Return
+            }
+            (Fetch, Event::Failed { why }) if self.is_pull() => {
+                self.conclude(Outcome::Failed(why.clone()));
+                Return
+            }
+            (Fetch, Event::Ending { exit }) if self.is_pull() => {
+                self.conclude(Outcome::Exit(exit.clone()));
+                Return
             }
             (Fetch, Event::Failed { why }) => {
                 self.unfetched = Some(match &self.unfetched {
@@ -318,7 +371,7 @@ impl State {
                 Watch
             }
             // It would have gone on with the next offer.
-            (Return, Event::Ending { exit }) if self.outcome.is_none() => {
+            (Return, Event::Ending { exit }) if !self.is_concluded() => {
                 self.conclude(Outcome::Exit(exit.clone()));
                 Return
             }
@@ -327,7 +380,7 @@ impl State {
                     rental.returned = Some(at);
                 }
                 self.machine = None;
-                if self.outcome.is_some() { Done } else { Rent }
+                if self.is_concluded() { Done } else { Rent }
             }
             _ => return None,
         };
@@ -347,9 +400,36 @@ impl State {
         self.rentals.last_mut().filter(|rental| rental.returned.is_none())
     }
 
-    /// What ended it stays what ended it, whatever goes wrong afterwards.
+    /// What ended it stays what ended it, whatever goes wrong afterwards, and whatever becomes of what was kept.
     fn conclude(&mut self, outcome: Outcome) {
-        self.outcome.get_or_insert(outcome);
+        if self.pulled.is_none() {
+            self.outcome.get_or_insert(outcome);
+        } else if self.pulled == Some(Pulled::Not) {
+            self.pulled = Some(Pulled::Ended(outcome));
+        }
+    }
+
+    /// Whether it is known how what goes on now has ended: nothing more is rented.
+    pub fn is_concluded(&self) -> bool {
+        self.pulled.as_ref().map_or(self.outcome.is_some(), |pulled| *pulled != Pulled::Not)
+    }
+
+    /// Whether what goes on now is bringing home what was kept.
+    pub fn is_pull(&self) -> bool {
+        self.pulled.is_some() && self.phase != Phase::Done
+    }
+
+    /// What was kept is home, and is not forgotten yet.
+    pub fn is_home_from_copy(&self) -> bool {
+        self.is_pull() && self.pulled == Some(Pulled::Home) && self.kept.is_some()
+    }
+
+    /// Where what was kept is.
+    pub fn copy(&self) -> Option<&str> {
+        match &self.kept {
+            Some(Keep::At(place)) => Some(place),
+            Some(Keep::Asked) | None => None,
+        }
     }
 
     /// Of all refusals, the one that says most about what to do: what is final, then what may be better in an hour,
@@ -360,7 +440,8 @@ impl State {
             Class::Capacity => 1,
             Class::Quota => 2,
         };
-        self.rentals.iter().filter_map(|rental| rental.refusal.as_ref()).min_by_key(rank).cloned()
+        let now = self.rentals.iter().skip(self.before);
+        now.filter_map(|rental| rental.refusal.as_ref()).min_by_key(rank).cloned()
     }
 
     /// Millionths of a US dollar so far, by list price.
@@ -368,8 +449,12 @@ impl State {
         self.rentals.iter().map(|rental| rental.cost(now)).sum()
     }
 
-    /// When it has to end, by its time or by its money, whichever is sooner.
+    /// When it has to end, by its time or by its money, whichever is sooner. What is brought home from a copy has
+    /// cents to cost, and has its limit in the runner.
     pub fn ends_by(&self) -> Option<OffsetDateTime> {
+        if self.is_pull() {
+            return None;
+        }
         let seconds = |n: u64| time::Duration::seconds(i64::try_from(n).unwrap_or(i64::MAX / 2));
         let time = self.started.zip(self.spec.max_seconds).and_then(|(at, n)| at.checked_add(seconds(n)));
         let money = self.spec.max_cost.zip(self.renting()).and_then(|(most, rental)| {

@@ -72,6 +72,9 @@ impl LabMetal {
 
 impl Metal for LabMetal {
     fn boot(&self, order: &Order) -> Result<Option<Ipv4Addr>, String> {
+        if order.copy.is_some() {
+            return Err("the lab makes no machine of a copy of another's disk".into());
+        }
         let kept = self.machines().remove(&order.id);
         let booted = || -> Result<Machine> {
             let mut machine = match kept {

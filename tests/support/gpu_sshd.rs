@@ -94,6 +94,11 @@ impl Sshd {
         Command::new("nsenter").args(words).spawn().unwrap()
     }
 
+    /// Where what was on a machine is, for a snapshot of it.
+    fn copy(&self, snapshot: &str) -> String {
+        self.dir.join(snapshot.rsplit('/').next().unwrap()).display().to_string()
+    }
+
     /// A copy of the data disk's blocks, mounted as the machine is told to.
     fn clone_disk(&self, data: &str) {
         let Some(image) = self.image.lock().unwrap().clone() else { return };
@@ -137,6 +142,9 @@ pub fn inside(holder: u32, script: &str, words: &[&str]) {
 impl Metal for Sshd {
     fn boot(&self, order: &Order) -> Result<Option<Ipv4Addr>, String> {
         let n = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(copy) = &order.copy {
+            inside(self.holder, "cp -a \"$0\"/. /home/echoes", &[&self.copy(copy)]);
+        }
         let child = self.start(order, n);
         self.on.lock().unwrap().insert(order.id.clone(), child);
         let since = Instant::now();
@@ -147,6 +155,18 @@ impl Metal for Sshd {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(Some(self.via.unwrap_or(Self::address(n))))
+    }
+
+    fn keep(&self, _id: &str, copy: &str) {
+        inside(self.holder, "rm -rf \"$0\" && cp -a /home/echoes \"$0\"", &[&self.copy(copy)]);
+    }
+
+    /// All machines share one disk here, which is gone with the last of them.
+    fn remove(&self, id: &str) {
+        self.kill(id);
+        if self.on.lock().unwrap().is_empty() {
+            inside(self.holder, "find /home/echoes -mindepth 1 -delete", &[]);
+        }
     }
 
     fn kill(&self, id: &str) {

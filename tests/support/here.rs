@@ -109,6 +109,13 @@ impl Here {
         events.map(|event| event["event"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// The name of the one run that there was.
+    pub fn only_run(&self) -> String {
+        let mut all: Vec<_> = fs::read_dir(self.inside(RUNS)).unwrap().flatten().collect();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0).file_name().into_string().unwrap()
+    }
+
     /// Wait for it, and not for ever.
     pub fn until(&self, what: &str, seen: impl Fn() -> bool) {
         let since = Instant::now();

@@ -12,7 +12,7 @@ use crate::{
         receipt::{NOT_PROVEN_GONE, Receipt, status},
         runs,
         spec::RunId,
-        state::{Outcome, Phase, State},
+        state::{Event, Outcome, Phase, Pulled, State},
     },
     host::Host,
     ui::{Step, Ui},
@@ -57,8 +57,16 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = this_machine();
     need_root(&host)?;
     let config = settings.read(&host)?;
-    known(&host, &args.run)?;
-    follow(&host, &config, settings, &args.run, args.json, ui)
+    let of = if known(&host, &args.run)?.is_pull() { Of::Pull } else { Of::Run };
+    follow(&host, &config, settings, (&args.run, of), args.json, ui)
+}
+
+/// What is watched, and whose exit status it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    Run,
+    /// Bringing home what was kept of it: what was told before is not told again.
+    Pull,
 }
 
 /// What a person may want next.
@@ -74,18 +82,27 @@ pub fn follow(
     host: &Host,
     config: &Config,
     settings: &Settings,
-    run: &RunId,
+    (run, of): (&RunId, Of),
     json: bool,
     ui: &Ui,
 ) -> Result<u8> {
+    let log = Tail::new(runs::log(config, run));
+    let (log, told) = match of {
+        Of::Run => (log, 0),
+        Of::Pull => {
+            let begins = |(_, event): &(OffsetDateTime, Event)| matches!(event, Event::Pulling { .. });
+            (log.at_its_end(host)?, runs::events(host, run)?.iter().rposition(begins).unwrap_or(0))
+        }
+    };
     let mut watch = Watch {
         host,
         run,
+        of,
         json,
         ui,
-        log: Tail::new(runs::log(config, run)),
+        log,
         results: runs::results(config, run),
-        told: 0,
+        told,
         step: None,
         rest: String::new(),
         pulse: Instant::now(),
@@ -116,6 +133,7 @@ pub fn follow(
 struct Watch<'a> {
     host: &'a Host,
     run: &'a RunId,
+    of: Of,
     json: bool,
     ui: &'a Ui,
     log: Tail,
@@ -216,12 +234,17 @@ impl Watch<'_> {
         } else {
             self.ui.say(receipt.text());
         }
-        if let Some(Outcome::Refused(refusal)) = &state.outcome
+        let outcome = match (self.of, &state.pulled) {
+            (Of::Run, _) => state.outcome.as_ref(),
+            (Of::Pull, Some(Pulled::Ended(outcome))) => Some(outcome),
+            (Of::Pull, _) => None,
+        };
+        if let Some(Outcome::Refused(refusal)) = outcome
             && let Some(hint) = &refusal.hint
         {
             self.ui.say(format_args!("try:   {hint}"));
         }
-        Ok(state.outcome.as_ref().map_or(0, status))
+        Ok(outcome.map_or(0, status))
     }
 }
 
@@ -235,6 +258,12 @@ pub struct Tail {
 impl Tail {
     pub fn new(path: PathBuf) -> Self {
         Self { path, from: 0, harmless: Harmless::default() }
+    }
+
+    /// Only what comes from now on.
+    pub fn at_its_end(self, host: &Host) -> Result<Self> {
+        let from = host.meta(&self.path)?.map_or(0, |meta| meta.len);
+        Ok(Self { from, ..self })
     }
 
     /// What has come since, fit for a terminal; none when nothing has.

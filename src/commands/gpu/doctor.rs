@@ -1,7 +1,8 @@
-//! `gpu doctor`: whether the next run would find what it needs, before it costs anything.
+//! `gpu doctor`: whether the next run would find what it needs, before it costs anything. With `--live` it is tried.
 
+use super::{live, wish};
 use crate::{
-    commands::{config::Settings, need_root, this_machine},
+    commands::{config::Settings, gpu_run, need_root, this_machine},
     config::Config,
     gpu::{
         driver,
@@ -22,6 +23,17 @@ use std::{path::Path, sync::Arc};
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Do a whole run of a few lines on the cheapest machine, and say how long each part took
+    #[arg(long)]
+    live: bool,
+    /// With --live: where the machine comes from, as for gpu-run
+    #[arg(long, value_parser = gpu_run::source, requires = "live")]
+    provider: Option<Source>,
+    #[command(flatten)]
+    wish: wish::Flags,
+    /// With --live: ask no question
+    #[arg(short, long, requires = "live")]
+    yes: bool,
     /// Print the answers as JSON
     #[arg(long)]
     pub json: bool,
@@ -34,24 +46,32 @@ const PROBLEM: u8 = 3;
 const ROOM: u64 = 5 << 30;
 
 #[derive(Serialize)]
-struct Answer {
+pub struct Answer {
     id: &'static str,
-    good: bool,
+    pub good: bool,
     found: String,
     fix: Option<String>,
 }
 
 impl Answer {
-    fn good(id: &'static str, found: impl Into<String>) -> Self {
+    pub fn good(id: &'static str, found: impl Into<String>) -> Self {
         Self { id, good: true, found: found.into(), fix: None }
     }
 
-    fn bad(id: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub fn bad(id: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { id, good: false, found: found.into(), fix: Some(fix.into()) }
     }
 }
 
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
+    if args.live {
+        let json = args.json;
+        let wanted = live::Wanted { source: args.provider, wish: args.wish, yes: args.yes, json };
+        return Ok(match live::run(wanted, settings, ui)? {
+            Ok(answers) => tell(&answers, json, ui)?,
+            Err(status) => status,
+        });
+    }
     let host = Arc::new(this_machine());
     need_root(&host)?;
     let config = settings.read(&host)?;
@@ -64,8 +84,13 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         machine(&host, &config, config.gpu.source())?,
         loose(&host, &ours)?,
     ];
+    tell(&answers, args.json, ui)
+}
+
+/// The exit status that says the same.
+fn tell(answers: &[Answer], json: bool, ui: &Ui) -> Result<u8> {
     let good = answers.iter().all(|answer| answer.good);
-    if args.json {
+    if json {
         ui.out(serde_json::to_string_pretty(&serde_json::json!({ "good": good, "rows": answers }))?);
     } else {
         let row = |answer: &Answer| {

@@ -74,6 +74,7 @@ fn words(event: &Event) -> String {
         Event::Keeping { why } => format!("what is on the machine is to be kept: {why}"),
         Event::Kept { place } => format!("a copy of its disk is kept: {place}"),
         Event::Forgotten => "what was kept is gone".into(),
+        Event::Pulling { .. } => "what was kept is to come home".into(),
         Event::Failed { why } => format!("failed: {why}"),
         Event::Ending { exit } => format!("it has to end: {exit}"),
         Event::Returned => "all of it is given back".into(),

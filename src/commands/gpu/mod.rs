@@ -6,9 +6,11 @@ mod doctor;
 mod drive;
 mod events;
 mod forget;
+mod live;
 mod logs;
 mod offers;
 mod ps;
+mod pull;
 mod ssh;
 mod stop;
 mod sweep;
@@ -40,6 +42,8 @@ pub enum Command {
     Offers(offers::Args),
     /// What runs have cost
     Cost(cost::Args),
+    /// Bring home what was kept of a run because it could not come home
+    Pull(pull::Args),
     /// Remove what was kept of a run because it could not come home
     Forget(forget::Args),
     /// What happened to a run, and when
@@ -63,6 +67,7 @@ impl Command {
             Self::Cost(args) => args.json,
             Self::Events(args) => args.json,
             Self::Forget(args) => args.json,
+            Self::Pull(args) => args.json,
             Self::Doctor(args) => args.json,
             Self::Ssh(_) | Self::Drive(_) => false,
         }
@@ -80,6 +85,7 @@ pub fn run(command: Command, settings: &Settings, ui: &Ui) -> Result<u8> {
         Command::Offers(args) => offers::run(args, settings, ui),
         Command::Cost(args) => cost::run(args, settings, ui),
         Command::Forget(args) => forget::run(args, settings, ui),
+        Command::Pull(args) => pull::run(args, settings, ui),
         Command::Events(args) => events::run(args, ui),
         Command::Doctor(args) => doctor::run(args, settings, ui),
         Command::Drive(args) => drive::run(args, settings, ui),

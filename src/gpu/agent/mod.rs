@@ -25,7 +25,7 @@ use crate::host::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
-use site::{Ask, Look, Making, Site, read, write};
+use site::{Ask, Look, Making, Site, Standing, read, write};
 use std::{
     ffi::CString,
     path::Path,
@@ -146,6 +146,11 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
         }
         Ask::Stop(exit) => {
             write(host, &site.stop(), &exit)?;
+            // Nobody may be there to heed it: on a machine that was made of another's disk the script does not go on.
+            // Then it has ended, and that is all there is to write down.
+            if start::standing(host, site)? == Standing::Unwatched {
+                watch::watch(host, site)?;
+            }
             wire.tell(&())
         }
         Ask::List => wire.pour(&give::list(host, site)?),
@@ -229,4 +234,49 @@ fn cloned(host: &Host, at: &Path) -> Result<()> {
 fn plain(name: &Rel) -> Result<()> {
     ensure!(!name.as_str().contains('/'), "{name} is no name of a dataset: it has a / in it");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gpu::{job::Exit, spec::RunId, wire::tests::pair},
+        host::System,
+    };
+    use site::{Begun, Order};
+
+    #[test]
+    fn a_script_that_nobody_keeps_has_ended_when_it_is_stopped_and_is_not_begun_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let site = Site { home: dir.path().into(), run: RunId::try_from("r1".to_owned()).unwrap() };
+        // As on a copy of a machine's disk: whoever kept the script was on the other machine.
+        let ran = dir.path().join("ran");
+        host.write(&site.code().join("a.sh"), 0o755, format!("touch {}\n", ran.display()).as_bytes())
+            .unwrap();
+        let order = Order {
+            script: Rel::new("a.sh").unwrap(),
+            arguments: Vec::new(),
+            env: Vec::new(),
+            out: Vec::new(),
+            max_seconds: None,
+            grace: 1,
+            authority: None,
+            azure: false,
+        };
+        write(&host, &site.order(), &order).unwrap();
+        write(&host, &site.begun(), &Begun { first: 1, until: None, attempt: 1 }).unwrap();
+        host.write(&site.lock(), 0o600, b"").unwrap();
+        assert_eq!(start::standing(&host, &site).unwrap(), Standing::Unwatched);
+        let (mut hq, mut agent) = pair();
+        let asking = std::thread::spawn(move || {
+            hq.tell(&Ask::Stop(Exit::Stopped)).unwrap();
+            hq.hear::<()>().unwrap();
+            hq.tell(&Ask::Look).unwrap();
+            hq.hear::<Look>().unwrap().standing
+        });
+        attend(&host, &site, &mut agent).unwrap();
+        assert_eq!(asking.join().unwrap(), Standing::Exited(Exit::Stopped));
+        assert!(!host.exists(&ran).unwrap(), "it was begun again");
+    }
 }

@@ -22,6 +22,9 @@ use std::{
 /// As `sd_booted(3)` asks.
 const SYSTEMD: &str = "/run/systemd/system";
 
+/// The number of this machine, which a copy of its disk in another machine does not bring along.
+const MACHINE: &str = "/sys/class/dmi/id/product_uuid";
+
 pub fn unit(site: &Site) -> String {
     format!("echoes-agent-{}.service", site.run)
 }
@@ -59,7 +62,10 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
     let booted = host.exists(Path::new(SYSTEMD))?;
     if booted && geteuid().is_root() {
         let program = host.run(&Cmd::new("readlink", [format!("/proc/{}/exe", std::process::id())]))?;
-        host.write(&unit_file(site), 0o644, text(site, program.trim(), user)?.as_bytes())?;
+        // Where it cannot be read, a machine has no number of its own.
+        let machine = host.read_text(Path::new(MACHINE)).ok().flatten();
+        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim))?;
+        host.write(&unit_file(site), 0o644, text.as_bytes())?;
         host.run(&Cmd::new("systemctl", ["daemon-reload"]))?;
         host.run(&Cmd::new("systemctl", ["enable", "--now", "--quiet", &unit(site)]))?;
     } else {
@@ -80,7 +86,7 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
 }
 
 /// Pure.
-fn text(site: &Site, program: &str, user: Option<&str>) -> Result<String> {
+fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>) -> Result<String> {
     let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let (home, run) = (site.home.to_str().context("the agent's home is no UTF-8")?, &site.run);
     // systemd would read more into it.
@@ -90,6 +96,13 @@ fn text(site: &Site, program: &str, user: Option<&str>) -> Result<String> {
         Some(user) => bail!("{user} cannot be written into a unit"),
         None => String::new(),
     };
+    // What was computed here is brought home from there, and not overwritten.
+    let here = match machine {
+        Some(machine) if !machine.is_empty() && plain(machine) => {
+            format!("ExecCondition=+/bin/grep -qixF {machine} {MACHINE}\n")
+        }
+        _ => String::new(),
+    };
     Ok(format!(
         "[Unit]\n\
          Description=Experiment {run}\n\
@@ -98,6 +111,7 @@ fn text(site: &Site, program: &str, user: Option<&str>) -> Result<String> {
          [Service]\n\
          Type=exec\n\
          {user}\
+         {here}\
          ExecStart={program} agent watch --home {home} --run {run}\n\
          Restart=on-failure\n\
          RestartSec=2\n\
@@ -148,12 +162,23 @@ mod tests {
 
     #[test]
     fn a_unit_says_what_is_to_be_started_and_nothing_can_be_slipped_into_it() {
-        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u")).unwrap();
+        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u"), None).unwrap();
         let start = "User=u\nExecStart=/b/echoes-appliance agent watch --home /home/u/.echoes --run esn-1\n";
         assert!(text.contains(start), "{text}");
         for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")]
         {
-            assert!(super::text(&site(home), program, Some(user)).is_err(), "{home} {program} {user}");
+            assert!(super::text(&site(home), program, Some(user), None).is_err(), "{home} {program} {user}");
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_disk_in_another_machine_does_not_go_on_with_the_script() {
+        let number = "0f9c1a2e-7c1d-4b1a-9a55-3b6f2d8e4c10";
+        let text = |machine| text(&site("/h"), "/p", None, machine).unwrap();
+        let line = format!("ExecCondition=+/bin/grep -qixF {number} /sys/class/dmi/id/product_uuid\n");
+        assert!(text(Some(number)).contains(&line), "{}", text(Some(number)));
+        for none in [None, Some(""), Some("x\nUser=root")] {
+            assert!(!text(none).contains("ExecCondition"), "{none:?}");
         }
     }
 }

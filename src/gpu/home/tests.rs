@@ -222,6 +222,21 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
 }
 
 #[test]
+fn what_has_no_room_here_is_never_said_to_be_home() {
+    let mut story = Story::new();
+    story.quota.free = u64::MAX;
+    let offers = || giving(vec![offered("a", 1), offered("empty", 0)], b"x");
+    let error = story.fetch(&[true], offers()).unwrap_err();
+    assert!(error.is::<Full>(), "{error:#}");
+    assert_eq!(format!("{error:#}"), "this machine's disk is full: there is no room here for 1 bytes of it");
+    assert_eq!(story.here(), [("out/empty".to_owned(), 0)], "what takes none comes");
+    // Somebody made room.
+    story.quota.free = 0;
+    assert!(story.fetch(&[true], offers()).unwrap());
+    assert_eq!(story.here().len(), 2);
+}
+
+#[test]
 fn what_a_power_cut_left_of_a_file_is_gone_at_the_next_look() {
     let story = Story::new();
     let out = story.root.path().join("results/r/out/deep");

@@ -114,6 +114,11 @@ pub trait Provider {
         Ok(None)
     }
 
+    /// As `rent`, a machine whose disk is made of what was kept, at the place that `keep` named: what it is made of stays.
+    fn rent_from_copy(&self, _spec: &Spec, _offer: &Offer, copy: &str) -> Result<Rent> {
+        anyhow::bail!("no machine can be made of {copy}")
+    }
+
     /// What was kept of the run is not wanted any more. Whether it is gone.
     fn forget(&self, _run: &RunId) -> Result<bool> {
         Ok(true)

@@ -6,8 +6,9 @@ use crate::{
     gpu::{
         job::Exit,
         provider::{Machine, Offer, Rented},
+        pull,
         spec::{RunId, Spec, Spot},
-        state::{Keep, State},
+        state::{Keep, Pulled, State},
         target::Target,
     },
     host::System,
@@ -43,6 +44,18 @@ enum Story {
     StoppedAtOnce,
     /// What it has made does not fit where it should come home to.
     Full,
+    /// The same; then there is room, and a person wants what was kept.
+    Pulled,
+    /// The same, and there is still no room.
+    PulledInVain,
+    /// The same, and a person stops it.
+    PulledAndStopped,
+}
+
+impl Story {
+    fn is_pulled(self) -> bool {
+        matches!(self, Self::Pulled | Self::PulledInVain | Self::PulledAndStopped)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +84,8 @@ struct World {
     /// The results of a script that ended are at home.
     home: Cell<bool>,
     ended: Cell<bool>,
+    /// There is room for what was made.
+    room: Cell<bool>,
     /// There is a copy of a machine's disk.
     kept: Cell<bool>,
     /// It was asked for before anybody had written that down.
@@ -94,6 +109,7 @@ impl World {
             lent: Cell::new(false),
             home: Cell::new(false),
             ended: Cell::new(false),
+            room: Cell::new(!matches!(story, Story::Full) && !story.is_pulled()),
             kept: Cell::new(false),
             unannounced: Cell::new(false),
             effects: Cell::new(0),
@@ -185,7 +201,7 @@ impl Provider for World {
     }
 
     fn can_keep(&self) -> bool {
-        self.story == Story::Full
+        self.story == Story::Full || self.story.is_pulled()
     }
 
     fn keep(&self, run: &RunId) -> Result<Option<String>> {
@@ -194,8 +210,27 @@ impl Provider for World {
         self.effect(|| {
             let there = !self.rigs.borrow().is_empty();
             self.kept.set(self.kept.get() || there);
-            Ok(there.then(|| "/copy".into()))
+            Ok(self.kept.get().then(|| "/copy".into()))
         })
+    }
+
+    fn rent_from_copy(&self, _: &Spec, offer: &Offer, copy: &str) -> Result<Rent> {
+        self.effect(|| {
+            ensure!(self.kept.get() && copy == "/copy", "it is not there any more");
+            if self.rigs.borrow().is_empty() {
+                self.rents.set(self.rents.get() + 1);
+                // As it was, when its disk was copied.
+                let machine = Rig { prepared: true, started: Some(BEGAN), stopped: false };
+                self.rigs.borrow_mut().insert(offer.size.clone(), machine);
+                return Ok(Rent::Coming("booting".into()));
+            }
+            Ok(Rent::Here(Machine { target: Target::Local, home: "/home".into(), data: None }))
+        })
+    }
+
+    fn forget(&self, _: &RunId) -> Result<bool> {
+        // It takes its time to go.
+        self.effect(|| Ok(!self.kept.replace(false)))
     }
 
     fn still_there(&self, _: &RunId) -> Result<bool> {
@@ -254,7 +289,7 @@ impl Job for World {
         self.effect(|| {
             self.on_machine(|machine| {
                 self.ended.set(self.ended(machine));
-                if self.story == Story::Full {
+                if !self.room.get() {
                     return Err(Error::msg("the disk is full").context(Hopeless));
                 }
                 self.home.set(self.ended(machine));
@@ -308,13 +343,42 @@ fn drive(world: &World) -> Result<State> {
 
 /// Drivers, one after the other, until one comes to the end.
 fn live(world: &World) -> State {
-    for _ in 0..4 {
+    for _ in 0..5 {
         match catch_unwind(AssertUnwindSafe(|| drive(world))) {
-            Ok(state) => return state.unwrap(),
+            Ok(state) => {
+                let state = state.unwrap();
+                let wanted = world.story.is_pulled() && state.pulled.is_none();
+                if !(wanted && state.kept.is_some() && pull(world)) {
+                    return state;
+                }
+            }
             Err(_) => world.die_at.set(None),
         }
     }
-    panic!("four drivers died of one fuse");
+    panic!("five drivers died of one fuse");
+}
+
+/// A person wants what was kept. Whether there was something.
+fn pull(world: &World) -> bool {
+    let mut held = runs::hold(&world.host, &run()).unwrap().expect("nobody else is here");
+    // Whoever is refused an answer, or dies, asks again.
+    let found = (0..3).find_map(|_| {
+        let find = AssertUnwindSafe(|| pull::find(&mut held, world, world.now()));
+        let found = catch_unwind(find);
+        world.failing_until.set(None);
+        world.die_at.set(world.die_at.get().filter(|_| found.is_ok()));
+        found.ok()?.ok()
+    });
+    if found.flatten().is_none() {
+        return false;
+    }
+    world.room.set(world.story != Story::PulledInVain);
+    let offers = vec![Offer { spot: false, ..Offer::example("small") }];
+    held.note(world.now(), &Event::Pulling { offers }).unwrap();
+    if world.story == Story::PulledAndStopped {
+        runs::ask_to_stop(&world.host, &run()).unwrap();
+    }
+    true
 }
 
 /// Journals are synced at each entry: in memory that costs nothing.
@@ -338,6 +402,17 @@ fn check(world: &World, state: &State, what: &str) {
             "results are lost, and nobody says so: {what}"
         );
     }
+    match &state.pulled {
+        None => {}
+        Some(Pulled::Home) => {
+            assert!(world.home.get() && state.unfetched.is_none(), "it is not home: {what}");
+            assert!(state.kept.is_none(), "what is home is kept, too: {what}");
+        }
+        Some(Pulled::Ended(_)) => {
+            assert!(state.unfetched.is_some() && state.kept.is_some(), "it is gone for good: {what}");
+        }
+        Some(Pulled::Not) => panic!("nobody says what became of it: {what}"),
+    }
     assert!(!world.unannounced.get(), "it was kept before that was written down: {what}");
     assert!(!world.kept.get() || state.kept.is_some(), "a copy costs, and nobody knows of it: {what}");
     assert!(world.kept.get() || !matches!(state.kept, Some(Keep::At(_))), "it is not kept: {what}");
@@ -356,13 +431,25 @@ fn moments(story: Story) -> u32 {
     let state = live(&world);
     check(&world, &state, "nothing went wrong");
     let expected = match story {
-        Story::Plain | Story::Refused | Story::Evicted | Story::Full => Outcome::Exit(Exit::Code(CODE)),
         Story::Stopped | Story::StoppedAtStart | Story::StoppedAtOnce => Outcome::Exit(Exit::Stopped),
+        _ => Outcome::Exit(Exit::Code(CODE)),
     };
-    let full = (story == Story::Full).then(|| "trying again would not help: the disk is full".to_owned());
-    let kept = full.is_some().then(|| Keep::At("/copy".into()));
+    let said = "trying again would not help: the disk is full".to_owned();
+    let full = matches!(story, Story::Full | Story::PulledInVain | Story::PulledAndStopped);
+    let pulled = match story {
+        Story::Pulled => Some(Pulled::Home),
+        Story::PulledInVain => Some(Pulled::Ended(Outcome::Failed(said.clone()))),
+        Story::PulledAndStopped => Some(Pulled::Ended(Outcome::Exit(Exit::Stopped))),
+        _ => None,
+    };
+    assert_eq!(state.pulled, pulled, "{story:?}");
+    let kept = full.then(|| Keep::At("/copy".into()));
+    let full = full.then_some(said);
     assert_eq!((state.outcome, state.unfetched, state.kept), (Some(expected), full, kept), "{story:?}");
-    let tried = if matches!(story, Story::Refused | Story::Evicted) { 2 } else { 1 };
+    let tried = match story {
+        Story::Refused | Story::Evicted | Story::Pulled | Story::PulledInVain => 2,
+        _ => 1,
+    };
     assert_eq!(state.rentals.len(), if story == Story::StoppedAtOnce { 0 } else { tried });
     world.effects.get()
 }
@@ -382,6 +469,9 @@ fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() 
             Story::StoppedAtStart,
             Story::StoppedAtOnce,
             Story::Full,
+            Story::Pulled,
+            Story::PulledInVain,
+            Story::PulledAndStopped,
         ];
         for story in stories {
             let all = moments(story);

@@ -38,8 +38,12 @@ fn keeping() -> Event {
     Event::Keeping { why: "too slow".into() }
 }
 
-fn kept() -> Event {
+fn kept_event() -> Event {
     Event::Kept { place: "/snap".into() }
+}
+
+fn pulling() -> Event {
+    Event::Pulling { offers: vec![Offer::example("s"), Offer::example("t")] }
 }
 
 fn stop() -> Event {
@@ -66,7 +70,7 @@ fn every_way_to_the_end_leads_through_giving_back() {
         ([up(), vec![exited(), Fetched]].concat(), exit(Exit::Code(3)), None),
         ([up(), vec![exited(), failed()]].concat(), exit(Exit::Code(3)), Some("broken")),
         ([up(), vec![exited(), gone()]].concat(), exit(Exit::Code(3)), Some("gone")),
-        ([up(), vec![exited(), keeping(), kept()]].concat(), exit(Exit::Code(3)), Some("too slow")),
+        ([up(), vec![exited(), keeping(), kept_event()]].concat(), exit(Exit::Code(3)), Some("too slow")),
         ([up(), vec![exited(), keeping(), gone()]].concat(), exit(Exit::Code(3)), Some("too slow")),
         (
             [up(), vec![exited(), keeping(), failed()]].concat(),
@@ -115,8 +119,9 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
         stop(),
         Event::Returned,
         keeping(),
-        kept(),
+        kept_event(),
         Event::Forgotten,
+        pulling(),
     ];
     // In each phase, the numbers of those that can happen.
     let table: [(&[Event], &[usize]); 8] = [
@@ -137,9 +142,74 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
     let done = tell(asked(&["a"]), &[stop(), Event::Returned]);
     assert!(all.iter().all(|event| done.clone().after(after(99), event).is_none()));
     // But for what was kept, which outlives its run.
-    let kept = tell(asked(&["a"]), &[&up[..], &[failed(), keeping(), kept(), Event::Returned]].concat());
+    let kept =
+        tell(asked(&["a"]), &[&up[..], &[failed(), keeping(), kept_event(), Event::Returned]].concat());
     assert_eq!((kept.phase, &kept.kept), (Phase::Done, &Some(Keep::At("/snap".into()))));
-    assert_eq!(tell(kept, &[Event::Forgotten]).kept, None);
+    assert_eq!(tell(kept.clone(), &[Event::Forgotten]).kept, None);
+    // And then whoever wants it.
+    let small = || Event::Renting { offer: Offer::example("s") };
+    let table: [(&[Event], &[usize]); 7] = [
+        (&[], &[13, 14]),
+        (&[pulling()], &[8, 9]),
+        (&[pulling(), small()], &[1, 2, 8, 9]),
+        (&[pulling(), small(), rented()], &[6, 7, 8, 9]),
+        (&[pulling(), small(), rented(), Event::Fetched], &[10, 13]),
+        (&[pulling(), small(), rented(), failed()], &[10]),
+        (&[pulling(), small(), refused(Class::Capacity)], &[9, 10]),
+    ];
+    for (told, possible) in table {
+        let state = tell(kept.clone(), told);
+        let can = |n: &usize| state.clone().after(after(99), &all[*n]).is_some();
+        assert_eq!((0..all.len()).filter(can).collect::<Vec<_>>(), possible, "after {told:?}");
+    }
+    // Asked for, and nobody heard of it: it may be found, and only then is it to be had.
+    let asked_for = [&up[..], &[failed(), keeping(), failed(), Event::Returned]].concat();
+    let asked_for = tell(asked(&["a"]), &asked_for);
+    assert_eq!(asked_for.kept, Some(Keep::Asked));
+    assert!(asked_for.clone().after(after(99), &pulling()).is_none());
+    assert_eq!(tell(asked_for, &[kept_event(), pulling()]).phase, Phase::Rent);
+}
+
+#[test]
+fn what_becomes_of_a_pull_changes_nothing_of_how_the_run_ended() {
+    use Event::{Fetched, Forgotten, Returned};
+    let up = [renting("a"), rented(), Event::Prepared, Event::Started];
+    let exited = Event::Exited { exit: Exit::Code(3) };
+    let kept = tell(asked(&["a"]), &[&up[..], &[exited, keeping(), kept_event(), Returned]].concat());
+    let ended = Some(Outcome::Exit(Exit::Code(3)));
+    let small = || Event::Renting { offer: Offer::example("s") };
+    let there = || vec![pulling(), small(), rented()];
+    let refusals = vec![
+        pulling(),
+        small(),
+        refused(Class::Quota),
+        Returned,
+        Event::Renting { offer: Offer::example("t") },
+        refused(Class::Capacity),
+    ];
+    let capacity = Refusal { class: Class::Capacity, said: "Capacity".into(), hint: None };
+    let table: Vec<(Vec<Event>, Pulled)> = vec![
+        ([there(), vec![Fetched, Forgotten]].concat(), Pulled::Home),
+        ([there(), vec![failed()]].concat(), Pulled::Ended(Outcome::Failed("broken".into()))),
+        ([there(), vec![stop()]].concat(), Pulled::Ended(Outcome::Exit(Exit::Stopped))),
+        (vec![pulling(), stop()], Pulled::Ended(Outcome::Exit(Exit::Stopped))),
+        (vec![pulling(), small(), failed()], Pulled::Ended(Outcome::Failed("broken".into()))),
+        (refusals, Pulled::Ended(Outcome::Refused(capacity))),
+    ];
+    for (events, pulled) in table {
+        let state = tell(kept.clone(), &events);
+        assert_eq!((state.phase, state.is_pull()), (Phase::Return, true), "{events:?}");
+        let state = tell(state, &[Returned]);
+        assert_eq!((state.phase, &state.outcome), (Phase::Done, &ended), "{events:?}");
+        let home = pulled == Pulled::Home;
+        assert_eq!((state.unfetched.is_none(), state.kept.is_none()), (home, home), "{events:?}");
+        assert_eq!(state.pulled, Some(pulled), "{events:?}");
+        if !home {
+            // Once more: what the first try came to is nothing to the second.
+            let again = tell(state, &[there(), vec![Fetched, Returned]].concat());
+            assert_eq!((again.outcome, again.pulled), (ended.clone(), Some(Pulled::Home)), "{events:?}");
+        }
+    }
 }
 
 #[test]
@@ -217,22 +287,25 @@ fn journals_of_every_format_load_for_ever() {
     let entries: Vec<Entry> = v1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let kinds: std::collections::BTreeSet<_> =
         entries.iter().map(|entry| entry.event["event"].to_string()).collect();
-    assert_eq!(kinds.len(), 15, "one of each");
-    // Three runs, since no single one can fail to come home, come home, and be kept.
-    let begins = |entry: &Entry| entry.event["event"] == "asked";
-    let (second, third) =
-        (1 + entries[1..].iter().position(begins).unwrap(), entries.iter().rposition(begins).unwrap());
-    let state = replay(&entries[..second]).unwrap().unwrap();
+    assert_eq!(kinds.len(), 16, "one of each");
+    // Four runs, since no single one can fail to come home, come home, be kept, and come home after that.
+    let begins: Vec<usize> =
+        (0..entries.len()).filter(|n| entries[*n].event["event"] == "asked").chain([entries.len()]).collect();
+    let run = |n: usize| &entries[begins[n]..begins[n + 1]];
+    let told = |entries: &[Entry]| replay(entries).unwrap().unwrap();
+    let state = told(run(0));
     assert_eq!(state.spec.run, RunId::try_from("esn-20261124-1530-7f3a".to_owned()).unwrap());
     assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Stopped))));
     assert_eq!((state.rentals.len(), state.unfetched.as_deref()), (3, Some("disk full")));
-    let state = replay(&entries[second..third]).unwrap().unwrap();
+    let state = told(run(1));
     assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Code(0)))));
-    let last = entries.len() - 1;
-    let state = replay(&entries[third..last]).unwrap().unwrap();
+    let state = told(&run(2)[..run(2).len() - 1]);
     let place = "/subscriptions/s/resourceGroups/er-1a2b3c_kept/providers/Microsoft.Compute/snapshots/er-1a2b3c-big_kept";
     assert_eq!((state.phase, state.kept), (Phase::Done, Some(Keep::At(place.into()))));
-    assert_eq!(replay(&entries[third..]).unwrap().unwrap().kept, None);
+    assert_eq!(told(run(2)).kept, None);
+    let state = told(run(3));
+    assert_eq!((state.phase, state.outcome), (Phase::Done, Some(Outcome::Exit(Exit::Code(0)))));
+    assert_eq!((state.pulled, state.kept, state.unfetched), (Some(Pulled::Home), None, None));
     // And what is written today reads the same when it is read again.
     for entry in &entries {
         let again = Entry::new(entry.at, &entry.event().unwrap()).unwrap();

@@ -36,6 +36,7 @@ const fn size(
 /// Those that are retired are not here: Azure does not name them either.
 pub const SIZES: &[Size] = &[
     size("Standard_B1s", "standardBSFamily", (1, 1, 0), 4, 10_400, None),
+    size("Standard_B2ts_v2", "standardBsv2Family", (2, 1, 0), 0, 9_400, None),
     size("Standard_D4s_v3", "standardDSv3Family", (4, 16, 0), 32, 192_000, Some(38_400)),
     size("Standard_NC4as_T4_v3", "Standard NCASv3_T4 Family", (4, 28, 1), 176, 526_000, Some(157_800)),
     size("Standard_NC8as_T4_v3", "Standard NCASv3_T4 Family", (8, 56, 1), 352, 752_000, Some(225_600)),

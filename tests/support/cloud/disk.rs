@@ -5,7 +5,7 @@ use super::{
     ask::Ask,
     machine::{Refused, busy},
     operation::{Aim, Told},
-    world::{Kind, World, asked_alone},
+    world::{Deed, Kind, World, asked_alone},
 };
 use serde_json::{Value, json};
 
@@ -24,14 +24,35 @@ impl World {
         }
         let properties = &mut body["properties"];
         let creation = properties["creationData"].clone();
+        let mut system = None;
+        let mut keep = None;
         let gb = match creation["createOption"].as_str() {
             Some("Empty") => properties["diskSizeGB"].as_u64().unwrap_or_default(),
             Some("Copy") => {
                 let source = creation["sourceResourceId"].as_str().unwrap_or_default();
-                let gb = match self.get(source) {
-                    Some(found) => found.body["properties"]["diskSizeGB"].as_u64().unwrap_or_default(),
-                    None => return Err(Box::new(Answer::missing(source))),
-                };
+                let Some(found) = self.get(source) else { return Err(Box::new(Answer::missing(source))) };
+                if found.state() != "Succeeded" {
+                    return Err(Box::new(busy(source)));
+                }
+                if found.body["location"].as_str().unwrap_or_default().to_lowercase() != region {
+                    let said = format!("The source {source} is not in the region {region}.");
+                    return Err(Box::new(Answer::error(400, "InvalidParameter", said)));
+                }
+                let gb = found.body["properties"]["diskSizeGB"].as_u64().unwrap_or_default();
+                // What is on it makes it what it is.
+                for own in ["osType", "hyperVGeneration", "securityProfile", "purchasePlan"] {
+                    let theirs = &found.body["properties"][own];
+                    if !properties[own].is_null() && properties[own] != *theirs {
+                        let said = format!("The {own} of {source} is {theirs}.");
+                        return Err(Box::new(Answer::error(400, "InvalidParameter", said)));
+                    }
+                    match theirs.is_null() {
+                        true => drop(properties.as_object_mut().map(|all| all.remove(own))),
+                        false => properties[own] = theirs.clone(),
+                    }
+                }
+                system.clone_from(&found.system);
+                keep = found.body["managedBy"].as_str().map(str::to_lowercase);
                 properties["diskSizeGB"].as_u64().unwrap_or(gb).max(gb)
             }
             other => {
@@ -66,7 +87,15 @@ impl World {
         if body["sku"].is_null() {
             body["sku"] = json!({"name": "Standard_LRS"});
         }
-        let shown = self.put(kind, &id, body).body.clone();
+        if let Some(system) = system.as_mut().filter(|_| kind == Kind::Snapshot) {
+            system.copy = Some(id.to_lowercase());
+            if let Some(machine) = keep.filter(|_| old.is_none()) {
+                self.deeds.push(Deed::Keep(machine, id.to_lowercase()));
+            }
+        }
+        let made = self.put(kind, &id, body);
+        made.system = system;
+        let shown = made.body.clone();
         let operation = self.begin(kind, &region, Aim::Ready(id), self.takes.disk);
         // An identity is not told before there is one.
         let mut shown = shown;

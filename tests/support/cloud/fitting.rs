@@ -6,7 +6,7 @@ use super::{
     catalog::{self, Size},
     machine::{Refused, busy, refuse, reserved},
     metal::Order,
-    world::{Kind, World, group_of},
+    world::{Kind, Thing, World, group_of},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -108,6 +108,72 @@ impl World {
         Ok(found.disk_gb)
     }
 
+    /// What the system on the disk that is attached was told, wherever that was; what Azure refuses of such a disk, and of
+    /// what is asked for beside it.
+    pub fn order_of_disk(&self, id: &str, name: &str, asked: &Value, size: &Size) -> Refused<Order> {
+        let properties = &asked["properties"];
+        let storage = &properties["storageProfile"];
+        let os = &storage["osDisk"];
+        if !properties["osProfile"].is_null() {
+            return refuse(400, "InvalidParameter", "Parameter 'osProfile' is not allowed.");
+        }
+        if !storage["imageReference"].is_null() {
+            return refuse(400, "InvalidParameter", "Parameter 'imageReference' is not allowed.");
+        }
+        if os["osType"].is_null() {
+            return refuse(400, "InvalidParameter", "Required parameter 'osDisk.osType' is missing (null).");
+        }
+        let wanted = os["managedDisk"]["id"].as_str().unwrap_or_default();
+        let Some(disk) = self.get(wanted) else { return Err(Box::new(Answer::missing(wanted))) };
+        if disk.state() != "Succeeded" {
+            return Err(Box::new(busy(wanted)));
+        }
+        let own = &disk.body["properties"];
+        let Some(system) = disk.system.clone().filter(|_| own["osType"] == os["osType"]) else {
+            let said =
+                format!("Disk '{}' cannot be attached as an OS disk of type {}.", disk.name(), os["osType"]);
+            return refuse(409, "OperationNotAllowed", said);
+        };
+        if own["hyperVGeneration"] == "V1" && !size.gen1 {
+            let said = format!("The selected VM size '{}' cannot boot Hypervisor Generation '1'.", size.name);
+            return refuse(400, "BadRequest", said);
+        }
+        let (theirs, ours) =
+            (&own["securityProfile"]["securityType"], &properties["securityProfile"]["securityType"]);
+        if theirs != ours {
+            let said =
+                format!("The VM's security type {ours} is not the security type {theirs} of its OS disk.");
+            return refuse(400, "BadRequest", said);
+        }
+        if disk.body["location"] != asked["location"] {
+            return refuse(
+                400,
+                "BadRequest",
+                format!("Disk '{}' is not in the region of the machine.", disk.name()),
+            );
+        }
+        let tags = asked["tags"].as_object().into_iter().flatten();
+        let tags = tags.map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()));
+        Ok(Order { id: id.to_lowercase(), name: name.to_owned(), tags: tags.collect(), ..system })
+    }
+
+    /// What Azure refuses of a disk that is to be attached, whatever is on it.
+    fn attachable(&self, wanted: &str, zones: Option<&Value>) -> Refused<&Thing> {
+        let Some(found) = self.get(wanted) else { return Err(Box::new(Answer::missing(wanted))) };
+        if let Some(owner) = found.body["managedBy"].as_str() {
+            let said = format!(
+                "Disk '{}' cannot be attached as the disk is already owned by VM '{owner}'.",
+                found.name()
+            );
+            return refuse(409, "AttachDiskWhileBeingDetached", said);
+        }
+        if found.body.get("zones") != zones {
+            let said = format!("Disk '{}' is not in the zone of the machine.", found.name());
+            return refuse(400, "BadRequest", said);
+        }
+        Ok(found)
+    }
+
     /// Fill in the disks of a machine: ids with what is to be made, or none for what is only attached.
     pub fn disks_of(
         &mut self,
@@ -119,6 +185,7 @@ impl World {
     ) -> Refused<Vec<(String, Option<Value>)>> {
         let group = group_of(id).to_owned();
         let (region, zones) = (body["location"].clone(), body.get("zones").cloned());
+        let trusted = body["properties"]["securityProfile"]["securityType"] == "TrustedLaunch";
         let storage = &mut body["properties"]["storageProfile"];
         let mut made = Vec::new();
         let new = |gb: u64, sku: &Value, creation: Value, os: bool| {
@@ -139,6 +206,10 @@ impl World {
             }
             if os {
                 disk["properties"]["osType"] = json!("Linux");
+                disk["properties"]["hyperVGeneration"] = json!("V2");
+                if trusted {
+                    disk["properties"]["securityProfile"] = json!({"securityType": "TrustedLaunch"});
+                }
             }
             disk
         };
@@ -154,6 +225,23 @@ impl World {
             }
             // No resource of its own, and nothing to pay.
             os["deleteOption"] = json!("Delete");
+        } else if os["createOption"] == "Attach" {
+            let wanted = os["managedDisk"]["id"].as_str().unwrap_or_default().to_owned();
+            let found = self.attachable(&wanted, zones.as_ref())?;
+            if !os["name"].is_null() && os["name"] != found.name() {
+                return refuse(
+                    400,
+                    "InvalidParameter",
+                    format!("The disk {wanted} is not called {}.", os["name"]),
+                );
+            }
+            os["name"] = json!(found.name());
+            os["diskSizeGB"] = found.body["properties"]["diskSizeGB"].clone();
+            os["managedDisk"]["storageAccountType"] = found.body["sku"]["name"].clone();
+            if os["deleteOption"].is_null() {
+                os["deleteOption"] = json!("Detach");
+            }
+            made.push((found.id.clone(), None));
         } else {
             if os["name"].is_null() {
                 os["name"] = json!(format!("{name}_OsDisk_1_{}", self.fresh("disk").replace('-', "")));
@@ -187,18 +275,7 @@ impl World {
             let option = disk["createOption"].as_str().unwrap_or_default().to_owned();
             if option == "Attach" {
                 let wanted = disk["managedDisk"]["id"].as_str().unwrap_or_default().to_owned();
-                let Some(found) = self.get(&wanted) else { return Err(Box::new(Answer::missing(&wanted))) };
-                if let Some(owner) = found.body["managedBy"].as_str() {
-                    let said = format!(
-                        "Disk '{}' cannot be attached as the disk is already owned by VM '{owner}'.",
-                        found.name()
-                    );
-                    return refuse(409, "AttachDiskWhileBeingDetached", said);
-                }
-                if found.body.get("zones") != zones.as_ref() {
-                    let said = format!("Disk '{}' is not in the zone of the machine.", found.name());
-                    return refuse(400, "BadRequest", said);
-                }
+                let found = self.attachable(&wanted, zones.as_ref())?;
                 disk["name"] = json!(found.name());
                 disk["diskSizeGB"] = found.body["properties"]["diskSizeGB"].clone();
                 made.push((found.id.clone(), None));
@@ -378,5 +455,6 @@ pub fn order(id: &str, name: &str, asked: &Value) -> Refused<Order> {
         admin: admin.to_owned(),
         public_keys,
         tags,
+        copy: None,
     })
 }

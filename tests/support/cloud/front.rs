@@ -157,6 +157,7 @@ impl Shared {
         let order = match deed {
             Deed::Kill(id) => return self.metal.kill(&id),
             Deed::Remove(id) => return self.metal.remove(&id),
+            Deed::Keep(id, copy) => return self.metal.keep(&id, &copy),
             Deed::Boot(_) if self.ending.load(Ordering::Relaxed) => return,
             Deed::Boot(order) => order,
         };

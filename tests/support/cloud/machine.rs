@@ -36,12 +36,14 @@ impl World {
         let properties = &asked["properties"];
         let region = asked["location"].as_str().unwrap_or_default().to_lowercase();
         let size = self.may_have(properties, &region, asked["zones"][0].as_str())?;
-        let order = order(&id, &name, &asked)?;
         let spot = properties["priority"] == "Spot";
+        let attached = properties["storageProfile"]["osDisk"]["createOption"] == "Attach";
+        let order =
+            if attached { self.order_of_disk(&id, &name, &asked, size)? } else { order(&id, &name, &asked)? };
 
         // Looked at whole before anything is made: what is refused leaves nothing behind.
         let mut body = asked.clone();
-        let image = self.image_of(properties, &region, size)?;
+        let image = if attached { 0 } else { self.image_of(properties, &region, size)? };
         let disks = self.disks_of(&id, &name, &mut body, image, size)?;
         let nics = self.nics_of(&id, &mut body, &region)?;
         let hang_or_fail = self.fate.is_some();
@@ -50,7 +52,7 @@ impl World {
         at["provisioningState"] = json!("Creating");
         at["vmId"] = json!(self.fresh("vm"));
         at["timeCreated"] = json!(self.now().text());
-        let os = at["osProfile"].as_object_mut();
+        let os = at.get_mut("osProfile").and_then(Value::as_object_mut);
         if let Some(os) = os {
             // Written once and read by nobody.
             os.remove("customData");
@@ -62,7 +64,10 @@ impl World {
         }
         for (disk, made) in disks {
             match made {
-                Some(made) => drop(self.put(Kind::Disk, &disk, made)),
+                Some(made) => {
+                    let system = made["properties"]["osType"].is_string().then(|| order.clone());
+                    self.put(Kind::Disk, &disk, made).system = system;
+                }
                 None => {
                     if let Some(disk) = self.get_mut(&disk) {
                         disk.body["managedBy"] = json!(id);

@@ -15,6 +15,8 @@ pub struct Order {
     /// What its admin may log in with.
     pub public_keys: Vec<String>,
     pub tags: BTreeMap<String, String>,
+    /// The snapshot that its disk was made of: it was set up before, in another machine.
+    pub copy: Option<String>,
 }
 
 pub trait Metal: Send + Sync {
@@ -29,6 +31,9 @@ pub trait Metal: Send + Sync {
     fn remove(&self, id: &str) {
         self.kill(id);
     }
+
+    /// What is on the machine's disk now is to be had as this snapshot, whatever becomes of the machine.
+    fn keep(&self, _id: &str, _copy: &str) {}
 
     /// Whether `boot` gives addresses. If so, nobody knows them before.
     fn addresses(&self) -> bool {

@@ -185,6 +185,8 @@ pub struct Thing {
     /// For a network interface: until when, and for which machine.
     pub reserved: Option<(Moment, String)>,
     pub machine: Option<Machine>,
+    /// Of a disk with a system on it, or a copy of one: what that was told when it was new.
+    pub system: Option<Order>,
 }
 
 impl Thing {
@@ -232,6 +234,8 @@ pub enum Deed {
     Boot(Order),
     Kill(String),
     Remove(String),
+    /// Of a machine, as a snapshot.
+    Keep(String, String),
 }
 
 pub struct World {
@@ -394,6 +398,7 @@ impl World {
                 version,
                 reserved: None,
                 machine: None,
+                system: None,
             }
         });
         thing.version = version;

@@ -109,13 +109,40 @@ impl Blueprint<'_> {
         )
     }
 
+    /// The disk of a machine, of what was kept.
+    pub fn disk(&self, copy: &str) -> Ask {
+        let source = json!({"createOption": "Copy", "sourceResourceId": copy});
+        let body = json!({"sku": {"name": "StandardSSD_LRS"},
+            "properties": {"creationData": source, "osType": "Linux"}});
+        self.put(self.id(Kind::OsDisk), Kind::OsDisk, body)
+    }
+
+    /// A machine of that disk. It was set up when the disk was new, and is told nothing; what kind of machine it has to
+    /// be, the disk says.
+    pub fn machine_of(&self, disk: &Value) -> Ask {
+        let mut body = self.frame();
+        let properties = &mut body["properties"];
+        // Azure takes none for a disk that has its users.
+        properties.as_object_mut().map(|all| all.remove("osProfile"));
+        properties["storageProfile"] = json!({"osDisk": {"createOption": "Attach", "osType": "Linux",
+            "caching": "ReadWrite", "deleteOption": "Delete", "managedDisk": {"id": self.id(Kind::OsDisk)}}});
+        let disk = &disk["properties"];
+        if disk["securityProfile"]["securityType"] == "TrustedLaunch" {
+            properties["securityProfile"] = trusted();
+        }
+        let plan = &disk["purchasePlan"];
+        if plan.is_object() {
+            body["plan"] =
+                json!({"name": plan["name"], "publisher": plan["publisher"], "product": plan["product"]});
+        }
+        self.put(self.id(Kind::Machine), Kind::Machine, body).only_new()
+    }
+
     /// Whatever is made with the machine, or belongs to it, goes with it.
     pub fn machine(&self, image: &Image) -> Ask {
-        let text = include_str!("../../../../assets/azure/machine.json");
-        let mut body: Value = serde_json::from_str(text).expect("assets/azure/machine.json is tested");
+        let mut body = self.frame();
         let name = self.names.machine();
         let properties = &mut body["properties"];
-        properties["hardwareProfile"]["vmSize"] = json!(self.offer.size);
         let storage = &mut properties["storageProfile"];
         storage["imageReference"] = json!({"publisher": image.publisher, "offer": image.offer, "sku": image.sku,
             "version": image.version});
@@ -131,6 +158,21 @@ impl Blueprint<'_> {
         os["customData"] = json!(self.custom_data());
         os["linuxConfiguration"]["ssh"]["publicKeys"] = json!([{
             "path": format!("/home/{USER}/.ssh/authorized_keys"), "keyData": plain(&self.keys.user.public)}]);
+        if image.trusted {
+            properties["securityProfile"] = trusted();
+        }
+        if let Some(plan) = &image.plan {
+            body["plan"] = plan.clone();
+        }
+        self.put(self.id(Kind::Machine), Kind::Machine, body).only_new()
+    }
+
+    /// What is the same whatever the machine is made of.
+    fn frame(&self) -> Value {
+        let text = include_str!("../../../../assets/azure/machine.json");
+        let mut body: Value = serde_json::from_str(text).expect("assets/azure/machine.json is tested");
+        let properties = &mut body["properties"];
+        properties["hardwareProfile"]["vmSize"] = json!(self.offer.size);
         let interface = &mut properties["networkProfile"]["networkInterfaceConfigurations"][0];
         interface["name"] = json!(self.names.name(Kind::Interface));
         interface["properties"]["networkSecurityGroup"] = json!({"id": self.local(Kind::Security)});
@@ -148,18 +190,10 @@ impl Blueprint<'_> {
             // Never taken away for its price, which is never above that of a machine that stays.
             properties["billingProfile"] = json!({"maxPrice": -1});
         }
-        if image.trusted {
-            // Said aloud: where it is the default it brings Secure Boot, which refuses NVIDIA's modules.
-            properties["securityProfile"] = json!({"securityType": "TrustedLaunch",
-                "uefiSettings": {"secureBootEnabled": false, "vTpmEnabled": true}});
-        }
         if let Some(zone) = &self.offer.zone {
             body["zones"] = json!([zone]);
         }
-        if let Some(plan) = &image.plan {
-            body["plan"] = plan.clone();
-        }
-        self.put(self.id(Kind::Machine), Kind::Machine, body).only_new()
+        body
     }
 
     /// Switches the machine off when nobody has moved it on: the one guard that needs neither us nor the machine.
@@ -174,6 +208,11 @@ impl Blueprint<'_> {
         debug_assert!(text.len() <= MOST);
         BASE64_STANDARD.encode(text)
     }
+}
+
+/// Said aloud: where it is the default it brings Secure Boot, which refuses NVIDIA's modules.
+fn trusted() -> Value {
+    json!({"securityType": "TrustedLaunch", "uefiSettings": {"secureBootEnabled": false, "vTpmEnabled": true}})
 }
 
 pub fn schedule(names: &Names, group: &str, region: &str, owner: &str, at: OffsetDateTime) -> Ask {
@@ -254,6 +293,12 @@ pub mod tests {
         }
     }
 
+    /// As Azure describes the disk that is made of a copy.
+    pub fn disk() -> Value {
+        json!({"properties": {"osType": "Linux", "securityProfile": {"securityType": "TrustedLaunch"},
+            "purchasePlan": {"name": "n", "publisher": "p", "product": "o", "promotionCode": null}}})
+    }
+
     /// Each request that makes something, of a machine with all that one can have.
     pub fn everything() -> Vec<Ask> {
         let run = RunId::try_from("esn-1".to_owned()).unwrap();
@@ -292,6 +337,8 @@ pub mod tests {
             blueprint.snapshot(&original.disk),
             blueprint.machine(&image()),
             blueprint.schedule(),
+            blueprint.disk("/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/snapshots/copy"),
+            blueprint.machine_of(&disk()),
         ]
     }
 
@@ -354,6 +401,19 @@ pub mod tests {
         assert!(text.contains(r#"ed25519_public: "ssh-ed25519 AAAAhost""#), "{text}");
         assert!(text.contains(r#", "20.1.2.3 mlflow.localhost"]"#), "{text}");
         assert!(!text.contains('@') && !text.contains("user\\n"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_of_a_copy_is_what_its_disk_was_made_for_and_is_told_nothing() {
+        let body = everything().pop().unwrap().body.unwrap();
+        let properties = &body["properties"];
+        assert!(properties.get("osProfile").is_none(), "{body}");
+        assert!(properties["storageProfile"].get("imageReference").is_none(), "{body}");
+        let disk = &properties["storageProfile"]["osDisk"];
+        assert_eq!((&disk["createOption"], &disk["deleteOption"]), (&json!("Attach"), &json!("Delete")));
+        assert_eq!(properties["securityProfile"]["securityType"], "TrustedLaunch");
+        assert_eq!(properties["securityProfile"]["uefiSettings"]["secureBootEnabled"], false);
+        assert_eq!(body["plan"], json!({"name": "n", "publisher": "p", "product": "o"}));
     }
 
     #[test]

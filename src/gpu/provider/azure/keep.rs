@@ -8,7 +8,7 @@ use super::{
     names::{Kind, Names, RESOURCES, TAG_HQ, TAG_OWNER, prefix},
 };
 use crate::gpu::spec::RunId;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 /// In place of the tag that would make it a thing of the run.
@@ -23,13 +23,10 @@ impl Azure {
         let names = self.names(run).await?;
         let Some(place) = self.place(&names)? else { return Ok(None) };
         let (group, id) = self.kept_id(&names, &place.group);
-        let look = Ask::get(&id, Kind::Snapshot.version());
-        let state =
-            |body: &serde_json::Value| body["properties"]["provisioningState"].as_str().map(str::to_owned);
-        if let Some(kept) = self.arm.find(&look).await?
-            && state(&kept.body).is_none_or(|state| state == "Succeeded")
-        {
-            return Ok(Some(id));
+        for (id, body) in self.copies(&names, &place.group).await? {
+            if body["properties"]["provisioningState"].as_str().is_none_or(|state| state == "Succeeded") {
+                return Ok(Some(id));
+            }
         }
         let disk = names.id(&place.group, Kind::OsDisk);
         let Some(found) = self.arm.find(&Ask::get(&disk, Kind::OsDisk.version())).await? else {
@@ -57,13 +54,31 @@ impl Azure {
     pub(super) async fn forget_now(&self, run: &RunId) -> Result<bool, Fault> {
         let names = self.names(run).await?;
         let Some(place) = self.place(&names)? else { return Ok(true) };
-        let (_, id) = self.kept_id(&names, &place.group);
-        let look = Ask::get(&id, Kind::Snapshot.version());
-        if self.arm.find(&look).await?.is_none() {
-            return Ok(true);
+        for (id, _) in self.copies(&names, &place.group).await? {
+            self.arm.carry(&Ask::delete(&id, Kind::Snapshot.version()), COPY).await?;
         }
-        self.arm.carry(&Ask::delete(&id, Kind::Snapshot.version()), COPY).await?;
-        Ok(self.arm.find(&look).await?.is_none())
+        Ok(self.copies(&names, &place.group).await?.is_empty())
+    }
+
+    /// The copies of a run: what this identity may do may have changed since one was made, and with it the group in
+    /// which another would be.
+    async fn copies(&self, names: &Names, place: &str) -> Result<Vec<(String, Value)>, Fault> {
+        let own = names.machine();
+        let groups = [Some(place), Some(&own), self.settings.group.as_deref()];
+        let mut found: Vec<(String, Value)> = Vec::new();
+        for group in groups.into_iter().flatten() {
+            let (_, id) = self.kept_id(names, group);
+            if found.iter().any(|(known, _)| *known == id) {
+                continue;
+            }
+            match self.arm.find(&Ask::get(&id, Kind::Snapshot.version())).await {
+                Ok(answer) => found.extend(answer.map(|answer| (id, answer.body))),
+                // Whoever may not even look there has made none there.
+                Err(fault) if fault.is_forbidden() && group != place => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(found)
     }
 
     /// The group that outlives the run, and the copy in it.

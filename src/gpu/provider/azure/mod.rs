@@ -238,6 +238,23 @@ impl Azure {
         Ok(image)
     }
 
+    /// A machine of an image, or of a copy of a disk.
+    fn rent_of(&self, spec: &Spec, offer: &Offer, copy: Option<&str>) -> Result<Rent> {
+        match self.runtime.block_on(self.rent_now(spec, offer, copy)) {
+            Ok(rent) => Ok(rent),
+            // What is there is seen the next time: nothing was decided on an answer that did not come.
+            Err(fault) if fault.is_passing() => Ok(Rent::Coming(fault.to_string())),
+            Err(fault) => {
+                let part = fault.unregistered();
+                if part.is_some_and(|part| self.runtime.block_on(self.register(part))) {
+                    let why = "the subscription is being registered for what it has not used before";
+                    return Ok(Rent::Coming(why.into()));
+                }
+                fault.refusal().map_or_else(|| Err(told(fault)), |refusal| Ok(Rent::Refused(refusal)))
+            }
+        }
+    }
+
     /// Whether this identity may make groups, as far as is known.
     fn may_make_groups(&self) -> bool {
         !self.no_groups.load(Ordering::Relaxed)
@@ -261,19 +278,11 @@ fn told(fault: Fault) -> anyhow::Error {
 
 impl Provider for Azure {
     fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent> {
-        match self.runtime.block_on(self.rent_now(spec, offer)) {
-            Ok(rent) => Ok(rent),
-            // What is there is seen the next time: nothing was decided on an answer that did not come.
-            Err(fault) if fault.is_passing() => Ok(Rent::Coming(fault.to_string())),
-            Err(fault) => {
-                let part = fault.unregistered();
-                if part.is_some_and(|part| self.runtime.block_on(self.register(part))) {
-                    let why = "the subscription is being registered for what it has not used before";
-                    return Ok(Rent::Coming(why.into()));
-                }
-                fault.refusal().map_or_else(|| Err(told(fault)), |refusal| Ok(Rent::Refused(refusal)))
-            }
-        }
+        self.rent_of(spec, offer, None)
+    }
+
+    fn rent_from_copy(&self, spec: &Spec, offer: &Offer, copy: &str) -> Result<Rent> {
+        self.rent_of(spec, offer, Some(copy))
     }
 
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {

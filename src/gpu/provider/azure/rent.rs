@@ -37,7 +37,12 @@ const ARMING: time::Duration = time::Duration::minutes(5);
 const KNOCK: Duration = Duration::from_secs(3);
 
 impl Azure {
-    pub(super) async fn rent_now(&self, spec: &Spec, offer: &Offer) -> Result<Rent, Fault> {
+    pub(super) async fn rent_now(
+        &self,
+        spec: &Spec,
+        offer: &Offer,
+        copy: Option<&str>,
+    ) -> Result<Rent, Fault> {
         let names = self.names(&spec.run).await?;
         let keys = self.kept(&spec.run).keys(&self.host);
         let keys = keys.map_err(|e| Fault::here("making the keys of a run", e))?;
@@ -46,7 +51,9 @@ impl Azure {
         let way = Way::to(&offer.region, home, self.settings.address, &names, &group)?;
         // A disk can be cloned only where it is; elsewhere what is on it is sent.
         let clone = spec.original.as_ref().filter(|original| same_region(&original.region, &offer.region));
-        let wanted = Wanted { offer, own_network: way.own, clone: clone.is_some() };
+        // Nothing is computed on a machine that is made of what was kept.
+        let clone = clone.filter(|_| copy.is_none());
+        let wanted = Wanted { offer, own_network: way.own, clone: clone.is_some(), copy: copy.is_some() };
         for _ in 0..ROUNDS {
             let seen = self.see(&names, &group, &offer.region).await?;
             let now = self.arm.clock().now();
@@ -63,8 +70,19 @@ impl Azure {
             };
             let done = match next(&seen, &wanted, now) {
                 Step::Wait(why) => return Ok(Rent::Coming(why.into())),
-                Step::Prepare(kinds) => self.prepare(&blueprint, &kinds).await,
-                Step::Order => self.order(&blueprint).await,
+                Step::Prepare(kinds) => self.prepare(&blueprint, &kinds, copy.is_none()).await,
+                Step::Copy => {
+                    let copy = copy.unwrap_or_default();
+                    match self.arm.carry(&blueprint.disk(copy), PREPARE).await {
+                        Err(fault) if fault.is_absent() => {
+                            let said = format!("what was kept is not there any more: {fault}");
+                            let hint = Some(format!("echoes-appliance gpu forget {}", spec.run));
+                            return Ok(Rent::Refused(Refusal { class: Class::Final, said, hint }));
+                        }
+                        made => made.map(drop),
+                    }
+                }
+                Step::Order => self.order(&blueprint, copy.is_some()).await,
                 Step::Arm => match self.arm.send(&blueprint.schedule()).await {
                     Err(fault) if !fault.is_passing() => {
                         let since = seen.machine.as_ref().and_then(|vm| vm.created).unwrap_or(now);
@@ -172,7 +190,7 @@ impl Azure {
         Ok(group)
     }
 
-    async fn prepare(&self, blueprint: &Blueprint<'_>, kinds: &[Kind]) -> Result<(), Fault> {
+    async fn prepare(&self, blueprint: &Blueprint<'_>, kinds: &[Kind], of_image: bool) -> Result<(), Fault> {
         let make = async |kind: Kind| match (kind, blueprint.clone) {
             (Kind::Security, _) if kinds.contains(&kind) => {
                 self.arm.carry(&blueprint.security(), PREPARE).await
@@ -187,11 +205,14 @@ impl Azure {
             _ => Ok(true),
         };
         // The image is needed next, and is known sooner than these are made.
-        let image = self.image(&blueprint.offer.size, &blueprint.offer.region);
+        let image = async {
+            let offer = blueprint.offer;
+            if of_image { self.image(&offer.size, &offer.region).await.map(drop) } else { Ok(()) }
+        };
         let (security, network, snapshot, image) =
             tokio::join!(make(Kind::Security), make(Kind::Network), make(Kind::Snapshot), image);
         security.and(network).and(snapshot)?;
-        image.map(drop)
+        image
     }
 
     /// A snapshot has what is on the disk, and not what is on its way there.
@@ -203,9 +224,14 @@ impl Azure {
     }
 
     /// A machine, and in the same breath what switches it off.
-    async fn order(&self, blueprint: &Blueprint<'_>) -> Result<(), Fault> {
-        let image = self.image(&blueprint.offer.size, &blueprint.offer.region).await?;
-        let ask = blueprint.machine(&image);
+    async fn order(&self, blueprint: &Blueprint<'_>, of_disk: bool) -> Result<(), Fault> {
+        let ask = if of_disk {
+            let disk = blueprint.names.id(blueprint.group, Kind::OsDisk);
+            let disk = self.arm.send(&Ask::get(disk, Kind::OsDisk.version())).await?;
+            blueprint.machine_of(&disk.body)
+        } else {
+            blueprint.machine(&self.image(&blueprint.offer.size, &blueprint.offer.region).await?)
+        };
         let answer = self.arm.send(&ask).await?;
         if let Some(watch) = Watch::of(&ask.method, &answer) {
             hold(&self.watched).insert(blueprint.names.run.clone(), watch);

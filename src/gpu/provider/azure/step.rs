@@ -15,6 +15,8 @@ const MAKING: time::Duration = time::Duration::minutes(15);
 pub enum Step {
     /// What a machine is made in.
     Prepare(Vec<Kind>),
+    /// The machine's disk, of what was kept.
+    Copy,
     Order,
     Arm,
     Start,
@@ -33,6 +35,8 @@ pub struct Wanted<'a> {
     pub offer: &'a Offer,
     pub own_network: bool,
     pub clone: bool,
+    /// Its disk is made before it, of what was kept.
+    pub copy: bool,
 }
 
 /// Pure.
@@ -76,11 +80,13 @@ pub fn next(seen: &Seen, wanted: &Wanted, now: OffsetDateTime) -> Step {
     if needed().any(|(_, _, state)| **state == State::Busy) {
         return Step::Wait("what it is made in is not ready");
     }
-    // Of a machine that is gone; another of its name cannot be made.
-    if seen.disk != State::Absent {
-        return Step::Sweep;
+    match (&seen.disk, wanted.copy) {
+        (State::Absent, false) | (State::Here, true) => Step::Order,
+        (State::Absent, true) => Step::Copy,
+        (State::Busy, true) => Step::Wait("its disk is being made of what was kept"),
+        // Of a machine that is gone; another of its name cannot be made.
+        (State::Failed, true) | (_, false) => Step::Sweep,
     }
-    Step::Order
 }
 
 #[cfg(test)]
@@ -124,8 +130,9 @@ mod tests {
     #[test]
     fn things_come_in_the_order_in_which_they_need_each_other() {
         let offer = offer();
-        let step =
-            |seen: &Seen, own_network, clone| next(seen, &Wanted { offer: &offer, own_network, clone }, NOW);
+        let step = |seen: &Seen, own_network, clone| {
+            next(seen, &Wanted { offer: &offer, own_network, clone, copy: false }, NOW)
+        };
         assert_eq!(step(&bare(), false, false), Step::Prepare(vec![Kind::Security]));
         let all = vec![Kind::Security, Kind::Network, Kind::Snapshot];
         assert_eq!(step(&bare(), true, true), Step::Prepare(all));
@@ -140,11 +147,24 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_of_what_was_kept_waits_for_its_disk() {
+        let offer = offer();
+        let step = |disk| {
+            let seen = Seen { security: State::Here, disk, ..bare() };
+            next(&seen, &Wanted { offer: &offer, own_network: false, clone: false, copy: true }, NOW)
+        };
+        assert_eq!(step(State::Absent), Step::Copy);
+        assert!(matches!(step(State::Busy), Step::Wait(_)));
+        assert_eq!(step(State::Here), Step::Order);
+        assert_eq!(step(State::Failed), Step::Sweep);
+    }
+
+    #[test]
     fn a_machine_is_never_without_what_switches_it_off() {
         let offer = offer();
         let step = |vm: Vm, armed| {
             let seen = Seen { machine: Some(vm), armed, ..bare() };
-            next(&seen, &Wanted { offer: &offer, own_network: false, clone: false }, NOW)
+            next(&seen, &Wanted { offer: &offer, own_network: false, clone: false, copy: false }, NOW)
         };
         for state in ["Creating", "Succeeded", "Updating"] {
             assert_eq!(step(vm(state, Some("running")), false), Step::Arm, "{state}");
@@ -160,7 +180,7 @@ mod tests {
         let offer = offer();
         let step = |vm: Vm| {
             let seen = Seen { machine: Some(vm), armed: true, ..bare() };
-            next(&seen, &Wanted { offer: &offer, own_network: false, clone: false }, NOW)
+            next(&seen, &Wanted { offer: &offer, own_network: false, clone: false, copy: false }, NOW)
         };
         let why = Some(("AllocationFailed".to_owned(), "no room".to_owned()));
         let failed = Vm { fault: why.clone(), ..vm("Failed", None) };

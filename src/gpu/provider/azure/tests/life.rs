@@ -277,6 +277,88 @@ fn what_could_not_be_brought_home_is_kept_and_the_machine_is_given_back() {
 }
 
 #[test]
+fn what_was_kept_is_rented_given_back_and_stays_until_it_is_forgotten() {
+    for shared in [false, true] {
+        let Some(mut stage) = Stage::new(|settings| settings.group = shared.then(|| "headquarters".into()))
+        else {
+            return;
+        };
+        if shared {
+            stage.cloud.spoil([no_groups("kept")]);
+        }
+        let spec = spec("kept");
+        here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+        let first = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+        let kept = stage.azure.keep(&spec.run).unwrap().unwrap();
+        stage.give_back(&spec.run);
+        stage.restart();
+        for size in [SMALL, "Standard_B2ts_v2"] {
+            let small = offer(size, "eastus");
+            let machine = here(stage.rent_from_copy(&spec, &small, &kept).unwrap());
+            // Whoever looks again finds the same one, and whoever lists it sees whose it is.
+            stage.restart();
+            assert_eq!(here(stage.rent_from_copy(&spec, &small, &kept).unwrap()), machine);
+            let body = stage.cloud.get(&stage.cloud.ids(Kind::Vm)[0]).unwrap();
+            let properties = &body["properties"];
+            assert_eq!(properties["hardwareProfile"]["vmSize"], size);
+            assert_eq!(properties["storageProfile"]["osDisk"]["createOption"], "Attach");
+            assert_eq!(properties["securityProfile"], first["properties"]["securityProfile"]);
+            assert!(properties.get("osProfile").is_none(), "{body}");
+            stage.cloud.advance(Duration::from_secs(30));
+            let rented = stage.azure.list().unwrap();
+            let disk = properties["storageProfile"]["osDisk"]["managedDisk"]["id"].as_str().unwrap();
+            assert!(rented.iter().any(|rented| rented.id.eq_ignore_ascii_case(disk)), "{rented:?}");
+            assert!(rented.iter().all(|rented| rented.run.as_ref() == Some(&spec.run)), "{rented:?}");
+            stage.give_back(&spec.run);
+            assert_eq!(stage.cloud.costing(), std::slice::from_ref(&kept), "{}", stage.cloud.story());
+        }
+        assert!(stage.azure.forget(&spec.run).unwrap());
+        assert_eq!(stage.cloud.costing(), Vec::<String>::new());
+        let bill = stage.cloud.bill().total();
+        stage.cloud.advance(Duration::from_secs(86_400));
+        assert_eq!(stage.cloud.bill().total(), bill);
+        // There is nothing that a machine could be made of.
+        let Rent::Refused(refusal) = stage.rent_from_copy(&spec, &offer(SMALL, "eastus"), &kept).unwrap()
+        else {
+            panic!("a machine of nothing")
+        };
+        assert_eq!(refusal.class, Class::Final);
+        assert!(refusal.said.contains("what was kept is not there any more"), "{refusal:?}");
+        stage.give_back(&spec.run);
+        stage.cloud.assert_honest();
+        assert_eq!(stage.cloud.impatient(), 0, "{}", stage.cloud.story());
+    }
+}
+
+/// The disk is there before its machine: what never became one leaves none.
+#[test]
+fn a_copy_for_which_there_is_no_machine_leaves_no_disk() {
+    let Some(mut stage) = Stage::new(|settings| settings.group = Some("headquarters".into())) else { return };
+    stage.cloud.spoil([no_groups("kept")]);
+    let spec = spec("kept");
+    here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+    let kept = stage.azure.keep(&spec.run).unwrap().unwrap();
+    stage.give_back(&spec.run);
+    stage.cloud.spoil([no_groups("kept"), Rule::always("PUT", "/virtualMachines/", Act::server_error(500))]);
+    for _ in 0..5 {
+        let rent = stage.azure.rent_from_copy(&spec, &offer(SMALL, "eastus"), &kept);
+        assert!(matches!(rent, Ok(Rent::Coming(_))), "{rent:?}");
+        stage.cloud.advance(Duration::from_secs(5));
+    }
+    assert_eq!((stage.cloud.ids(Kind::Disk).len(), stage.cloud.ids(Kind::Vm).len()), (1, 0));
+    stage.restart();
+    stage.give_back(&spec.run);
+    assert_eq!(stage.cloud.costing(), std::slice::from_ref(&kept));
+    // The right to make groups comes back: the copy is found where it was.
+    stage.cloud.spoil([]);
+    stage.restart();
+    here(stage.rent_from_copy(&spec, &offer(SMALL, "eastus"), &kept).unwrap());
+    stage.give_back(&spec.run);
+    assert!(stage.azure.forget(&spec.run).unwrap());
+    stage.assert_clean();
+}
+
+#[test]
 fn a_failure_that_nobody_watched_is_found_by_the_next_process() {
     let Some(mut stage) = Stage::new(|_| {}) else { return };
     let (spec, offer) = (spec("unwatched"), offer(T4, "eastus"));
@@ -378,6 +460,40 @@ fn spoilt_life(shared: bool, n: u32, act: fn() -> Act) -> Option<usize> {
     stage.give_back(&spec.run);
     stage.assert_clean();
     Some(stage.cloud.asked().len())
+}
+
+/// As `spoilt_life`, of what was kept: from asking for a machine of it until nothing is left.
+fn spoilt_pull(n: u32, act: fn() -> Act) -> Option<usize> {
+    let stage = Stage::new(|_| {})?;
+    let spec = spec("spoilt");
+    here(stage.rent(&spec, &offer(T4, "eastus")).unwrap());
+    let kept = stage.azure.keep(&spec.run).unwrap().unwrap();
+    stage.give_back(&spec.run);
+    let before = stage.cloud.asked().len();
+    stage.cloud.spoil([Rule::once("", "/subscriptions/", act()).skip(n)]);
+    let rent = (0..3).find_map(|_| stage.rent_from_copy(&spec, &offer(SMALL, "eastus"), &kept).ok());
+    assert!(matches!(rent, Some(Rent::Here(_))), "{:?} at {n}: {rent:?}\n{}", act(), stage.cloud.story());
+    stage.at_most_one();
+    stage.give_back(&spec.run);
+    let forgotten = (0..5).any(|_| {
+        stage.cloud.advance(Duration::from_secs(20));
+        stage.azure.forget(&spec.run).is_ok_and(|gone| gone)
+    });
+    assert!(forgotten, "{:?} at {n}\n{}", act(), stage.cloud.story());
+    assert_eq!(stage.cloud.costing(), Vec::<String>::new(), "{:?} at {n}\n{}", act(), stage.cloud.story());
+    stage.cloud.assert_honest();
+    Some(stage.cloud.asked().len() - before)
+}
+
+#[test]
+fn whatever_answer_is_lost_or_refused_what_was_kept_is_rented_once_and_nothing_is_left() {
+    for n in (0u32..).step_by(2) {
+        let Some(requests) = spoilt_pull(n, SPOILS[(n as usize / 2) % SPOILS.len()]) else { return };
+        if n as usize > requests {
+            println!("{n} requests of a pull");
+            break;
+        }
+    }
 }
 
 /// Each request of a whole life spoilt once, each in another way than the one before; of the longer one every third.

@@ -3,7 +3,7 @@
 
 use super::{
     cloud::{Act, Cloud, Kind, Power, Rule},
-    stage::{Stage, T4, offer, spec},
+    stage::{SMALL, Stage, T4, offer, spec},
 };
 use crate::gpu::{
     job::{Exit, Hopeless, Job, Stand},
@@ -11,7 +11,7 @@ use crate::gpu::{
     runner::{Clock, Loan, Runner},
     runs,
     spec::Spec,
-    state::{Event, Keep, Outcome, Phase, State},
+    state::{Event, Keep, Outcome, Phase, Pulled, State},
 };
 use anyhow::{Error, Result, bail, ensure};
 use std::{cell::Cell, sync::Arc, time::Duration};
@@ -121,10 +121,13 @@ fn drive(stage: &Stage, script: &Script, spec: &Spec, offers: Vec<Offer>) -> Sta
     let asked = Event::Asked { spec: Box::new(spec.clone()), offers };
     let host = &stage.host;
     let mut held = runs::create(host, &spec.run, script.now(), &asked).unwrap();
-    let runner =
-        Runner { host, provider: &stage.azure, job: script, loan: script, clock: script, say: &|_| {} };
-    runner.drive(&mut held).unwrap();
+    runner(stage, script).drive(&mut held).unwrap();
     held.state.clone()
+}
+
+fn runner<'a>(stage: &'a Stage, script: &'a Script) -> Runner<'a> {
+    let (host, provider) = (stage.host.as_ref(), &stage.azure);
+    Runner { host, provider, job: script, loan: script, clock: script, say: &|_| {} }
 }
 
 #[test]
@@ -182,7 +185,20 @@ fn what_cannot_come_home_is_kept_and_its_machine_is_given_back() {
     let Some(Keep::At(place)) = &state.kept else { panic!("{state:#?}") };
     assert_eq!(stage.cloud.costing(), std::slice::from_ref(place));
     assert_eq!(stage.azure.list().unwrap(), [], "it is kept on purpose");
-    assert!(stage.azure.forget(&spec.run).unwrap());
-    assert_eq!(stage.cloud.costing(), Vec::<String>::new());
+    // There is room now, and somebody wants it.
+    script.full.set(false);
+    script.evicted.set(None);
+    let small = vec![offer(SMALL, "eastus"), offer("Standard_B2ts_v2", "eastus")];
+    stage.cloud.spoil([Rule::once("PUT", "/virtualMachines/", Act::allocation_failed())]);
+    let mut held = runs::hold(&stage.host, &spec.run).unwrap().unwrap();
+    held.note(script.now(), &Event::Pulling { offers: small }).unwrap();
+    runner(&stage, &script).drive(&mut held).unwrap();
+    let state = held.state.clone();
+    assert_eq!((state.phase, &state.outcome), (Phase::Done, &Some(Outcome::Exit(Exit::Code(0)))));
+    assert_eq!((state.pulled, state.kept, state.unfetched), (Some(Pulled::Home), None, None));
+    let came: Vec<_> = state.rentals.iter().map(|rental| rental.came.is_some()).collect();
+    assert_eq!((came, script.born.get()), (vec![true, false, true], 1), "nothing was begun again");
+    assert_eq!(stage.cloud.costing(), Vec::<String>::new(), "{}", stage.cloud.story());
+    assert_eq!(stage.azure.list().unwrap(), []);
     stage.cloud.assert_honest();
 }

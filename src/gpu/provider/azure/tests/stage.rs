@@ -138,9 +138,18 @@ impl Stage {
 
     /// Ask until there is a machine, or none by this offer.
     pub fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent> {
+        self.until_there(|| self.azure.rent(spec, offer))
+    }
+
+    /// The same, of what was kept.
+    pub fn rent_from_copy(&self, spec: &Spec, offer: &Offer, copy: &str) -> Result<Rent> {
+        self.until_there(|| self.azure.rent_from_copy(spec, offer, copy))
+    }
+
+    fn until_there(&self, ask: impl Fn() -> Result<Rent>) -> Result<Rent> {
         let mut last = String::new();
         for _ in 0..100 {
-            match self.azure.rent(spec, offer)? {
+            match ask()? {
                 Rent::Coming(why) => last = why,
                 rent => return Ok(rent),
             }
