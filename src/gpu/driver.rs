@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{Config, Signer},
-    host::{Cmd, Host},
+    host::{Cmd, Host, process::Over},
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
@@ -99,7 +99,7 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
 /// The errands of one run. What it is lent is there only once it was lent, and is read for as long as it takes to
 /// hand it over.
 struct Errands<'a> {
-    host: &'a Host,
+    host: &'a Arc<Host>,
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
@@ -107,7 +107,12 @@ struct Errands<'a> {
 }
 
 impl<'a> Errands<'a> {
-    fn new(host: &'a Host, config: &'a Config, spec: &Spec, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
+    fn new(
+        host: &'a Arc<Host>,
+        config: &'a Config,
+        spec: &Spec,
+        say: &'a (dyn Fn(&str) + Sync),
+    ) -> Result<Self> {
         let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
         let itself = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
         // We are here, wherever the script is.
@@ -125,6 +130,7 @@ impl Job for Errands<'_> {
         if !given.tags.is_empty() {
             given.tags.extend(provenance::checkout(self.host, &spec.project, &spec.owner));
         }
+        given.over = Some(over(self.host, &spec.run));
         Errand::new(self.host, given, self.say).prepare(spec, machine)
     }
 
@@ -180,6 +186,17 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
         secrets,
         authority,
         quota: Quota::default(),
+        over: None,
+    })
+}
+
+/// As the runner sees it between two steps, for a step that takes long.
+fn over(host: &Arc<Host>, run: &RunId) -> Over {
+    let (host, run) = (Arc::clone(host), run.clone());
+    Arc::new(move || {
+        // A journal that cannot be read just now ends nothing.
+        let by = || runs::state(&host, &run).ok().flatten().and_then(|state| state.ends_by());
+        runs::stop_asked(&host, &run).unwrap_or(false) || by().is_some_and(|by| Wall.now() >= by)
     })
 }
 

@@ -18,7 +18,7 @@ use crate::{
     host::{
         Cmd, Host,
         beneath::{Beneath, Rel},
-        process::{Bounds, Pipe},
+        process::{Bounds, Over, Pipe},
     },
     ui::Try as _,
     web::hold,
@@ -45,6 +45,11 @@ const GRACE: u64 = 20;
 /// Somebody saves a file just then; not every time.
 const TRIES: u32 = 5;
 
+/// Of what a machine says while it makes an environment, so much is kept here: it may never come to an end.
+const LINES: usize = 2000;
+const LINE: usize = 400;
+const MORE: &str = "it says more than anybody reads";
+
 /// What an errand knows besides what is frozen in the run.
 pub struct Given {
     /// Whose script it is, on a machine where we are root.
@@ -67,6 +72,8 @@ pub struct Given {
     /// Who signed what MLflow shows, in PEM.
     pub authority: Option<String>,
     pub quota: Quota,
+    /// Whether the run has to end. What is sent may take hours, and whoever drives the run is not to be kept from ending it.
+    pub over: Option<Over>,
 }
 
 /// One run's dealings with its machine.
@@ -151,7 +158,7 @@ impl<'a> Errand<'a> {
 
     /// Run it over there, within bounds: a machine may take for ever. Its status, and what it complained about.
     fn run(&self, cmd: &Cmd, input: &[u8], bounds: Bounds) -> Result<(i32, String)> {
-        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds)?;
+        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds, self.over(bounds))?;
         // Who ends without reading it all has said why.
         let fed = to.write_all(input);
         drop(to);
@@ -161,6 +168,11 @@ impl<'a> Errand<'a> {
             (None, Err(error)) => Err(error).with_context(|| format!("running `{}`", cmd.program)),
             (None, Ok(_)) => bail!("`{}` does not come to an end", cmd.program),
         }
+    }
+
+    /// What does not take long is also how a run is ended.
+    fn over(&self, bounds: Bounds) -> Option<&Over> {
+        self.given.over.as_ref().filter(|_| bounds.whole > ASKING.whole)
     }
 
     fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
@@ -176,7 +188,8 @@ impl<'a> Errand<'a> {
     }
 
     fn connect(&self, cmd: &Cmd, bounds: Bounds) -> Result<Talk, (anyhow::Error, Option<i32>)> {
-        let (mut pipe, from, to) = self.host.pipe(cmd, bounds).map_err(|error| (error, None))?;
+        let (mut pipe, from, to) =
+            self.host.pipe(cmd, bounds, self.over(bounds)).map_err(|error| (error, None))?;
         match Wire::asking(from, to) {
             Ok(wire) => Ok(Talk { wire, pipe }),
             Err(error) => {
@@ -366,10 +379,16 @@ impl<'a> Errand<'a> {
 
     fn make_environment(&self, wire: &mut Wire) -> Result<()> {
         wire.tell(&Ask::Environment)?;
+        let mut lines = 0;
         loop {
             match wire.hear()? {
-                Making::Said(line) if line.is_empty() => {}
-                Making::Said(line) => (self.say)(&shown(&line)),
+                Making::Said(line) if line.is_empty() || lines > LINES => {}
+                Making::Said(line) => {
+                    lines += 1;
+                    let cut: String = line.chars().take(LINE).collect();
+                    let cut = if lines > LINES { MORE.to_owned() } else { shown(&cut) };
+                    (self.say)(&cut);
+                }
                 Making::Done => return Ok(()),
             }
         }

@@ -27,6 +27,9 @@ pub struct Bounds {
     pub whole: Duration,
 }
 
+/// Whether it has to end, whoever is spoken with. Asked every second for as long as the conversation goes on.
+pub type Over = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// Where one hears somebody.
 pub type Ear = Box<dyn Read + Send>;
 /// How one speaks to somebody.
@@ -70,7 +73,7 @@ const TAIL: usize = 4096;
 
 impl Host {
     /// Start it, to be spoken with: what it says, and what it is told.
-    pub fn pipe(&self, cmd: &Cmd, bounds: Bounds) -> Result<(Pipe, Ear, Mouth)> {
+    pub fn pipe(&self, cmd: &Cmd, bounds: Bounds, over: Option<&Over>) -> Result<(Pipe, Ear, Mouth)> {
         let doing = || format!("starting `{cmd}`");
         let mut child = piped(cmd).spawn().with_context(doing)?;
         let said: Arc<Mutex<Vec<u8>>> = Arc::default();
@@ -92,8 +95,9 @@ impl Host {
         // A write into a full pipe would wait for a reader that may never come.
         fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).with_context(doing)?;
         let until = Instant::now() + bounds.whole;
-        let from = Patient { end: stdout, silence: bounds.silence, until };
-        let to = Patient { end: stdin, silence: bounds.silence, until };
+        let (silence, asked) = (bounds.silence, Instant::now());
+        let from = Patient { end: stdout, silence, until, over: over.cloned(), asked };
+        let to = Patient { end: stdin, silence, until, over: over.cloned(), asked };
         Ok((pipe, Box::new(from), Box::new(to)))
     }
 
@@ -168,18 +172,33 @@ struct Patient<T> {
     end: T,
     silence: Duration,
     until: Instant,
+    over: Option<Over>,
+    /// When that was asked last.
+    asked: Instant,
 }
 
 impl<T: AsFd> Patient<T> {
-    fn wait(&self, flags: PollFlags) -> io::Result<()> {
-        let left = self.until.saturating_duration_since(Instant::now());
-        let patience = left.min(self.silence);
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+    /// Also of who never makes us wait.
+    fn go_on(&mut self) -> io::Result<()> {
+        const OFTEN: Duration = Duration::from_secs(1);
+        let Some(over) = self.over.as_ref().filter(|_| self.asked.elapsed() >= OFTEN) else { return Ok(()) };
+        self.asked = Instant::now();
+        if over() { Err(io::Error::new(ErrorKind::TimedOut, "it has to end")) } else { Ok(()) }
+    }
+
+    fn wait(&mut self, flags: PollFlags) -> io::Result<()> {
         let since = Instant::now();
+        let left = self.until.saturating_duration_since(since);
+        let patience = left.min(self.silence);
         loop {
+            self.go_on()?;
+            let still = patience.saturating_sub(since.elapsed());
+            let slice = if self.over.is_some() { still.min(Duration::from_millis(500)) } else { still };
+            let timeout = PollTimeout::try_from(slice).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.end.as_fd(), flags)], timeout) {
-                Err(nix::errno::Errno::EINTR) if since.elapsed() < patience => {}
+                Err(nix::errno::Errno::EINTR) if !still.is_zero() => {}
                 Err(e) => return Err(e.into()),
+                Ok(0) if slice < still => {}
                 Ok(0) => {
                     let why = if left < self.silence { "it takes too long" } else { "it is silent" };
                     return Err(io::Error::new(
@@ -202,6 +221,7 @@ impl Read for Patient<ChildStdout> {
 
 impl Write for Patient<ChildStdin> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.go_on()?;
         loop {
             match self.end.write(bytes) {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait(PollFlags::POLLOUT)?,
@@ -228,12 +248,12 @@ mod tests {
     fn who_says_nothing_is_not_waited_for() {
         let host = Host::new("/", System);
         let quiet = Cmd::new("sleep", ["60"]);
-        let (_pipe, mut from, mut to) = host.pipe(&quiet, bounds(50, 9000)).unwrap();
+        let (_pipe, mut from, mut to) = host.pipe(&quiet, bounds(50, 9000), None).unwrap();
         assert!(from.read(&mut [0]).unwrap_err().to_string().contains("it is silent"));
         let full = to.write_all(&vec![0; 1 << 20]).unwrap_err();
         assert_eq!(full.kind(), ErrorKind::TimedOut, "nobody reads it");
         let drip = Cmd::new("sh", ["-c", "while :; do echo; sleep 0.02; done"]);
-        let (_pipe, mut from, _to) = host.pipe(&drip, bounds(9000, 300)).unwrap();
+        let (_pipe, mut from, _to) = host.pipe(&drip, bounds(9000, 300), None).unwrap();
         let error = loop {
             if let Err(error) = from.read(&mut [0; 64]) {
                 break error;
@@ -243,10 +263,34 @@ mod tests {
     }
 
     #[test]
+    fn what_has_to_end_ends_whether_the_other_side_is_silent_talks_or_listens() {
+        let host = Host::new("/", System);
+        let over: Over = Arc::new(|| true);
+        for script in ["sleep 60", "while :; do echo; done"] {
+            let cmd = Cmd::new("sh", ["-c", script]);
+            let (_pipe, mut from, _to) = host.pipe(&cmd, bounds(60_000, 60_000), Some(&over)).unwrap();
+            let error = loop {
+                if let Err(error) = from.read(&mut [0; 64]) {
+                    break error;
+                }
+            };
+            assert!(error.to_string().contains("it has to end"), "{script}: {error}");
+        }
+        let sink = Cmd::new("sh", ["-c", "exec cat > /dev/null"]);
+        let (_pipe, _from, mut to) = host.pipe(&sink, bounds(60_000, 60_000), Some(&over)).unwrap();
+        let error = loop {
+            if let Err(error) = to.write_all(&[0; 4096]) {
+                break error;
+            }
+        };
+        assert!(error.to_string().contains("it has to end"), "{error}");
+    }
+
+    #[test]
     fn what_is_told_comes_back_and_complaints_are_kept_apart() {
         let host = Host::new("/", System);
         let cat = Cmd::new("sh", ["-c", "echo oh >&2; cat; exit 3"]);
-        let (mut pipe, mut from, mut to) = host.pipe(&cat, bounds(9000, 9000)).unwrap();
+        let (mut pipe, mut from, mut to) = host.pipe(&cat, bounds(9000, 9000), None).unwrap();
         let long = vec![7; 3 << 20];
         let sent = long.clone();
         let send = std::thread::spawn(move || to.write_all(&sent));

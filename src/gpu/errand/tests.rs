@@ -12,6 +12,7 @@ use crate::{
         agent::site::{Begun, read},
         spec::RunId,
         target::Ssh,
+        wire,
     },
     host::System,
     patience::Patience,
@@ -70,6 +71,7 @@ struct World {
     user: Option<String>,
     owner: Option<(u32, u32)>,
     program: PathBuf,
+    over: Option<Over>,
 }
 
 impl World {
@@ -109,6 +111,7 @@ impl World {
             user: None,
             owner: None,
             program: program(),
+            over: None,
             root,
         }
     }
@@ -140,6 +143,7 @@ impl World {
             secrets: vec![("KEY".into(), "s3cr3t".into())],
             authority: None,
             quota: Quota { free: 0, ..Quota::default() },
+            over: self.over.clone(),
         };
         doing(&Errand::new(&self.host, given, &say).with(self.program.clone(), 1))
     }
@@ -545,6 +549,36 @@ fn a_script_that_is_not_sent_is_missed_before_anything_is_made() {
     let (said, hint) = crate::ui::told(&error);
     assert!(said.concat().contains("other.sh is not among the code"), "{said:?}");
     assert!(hint.unwrap().contains(".gitignore"));
+}
+
+#[test]
+fn a_machine_that_never_comes_to_an_end_keeps_no_run_from_ending() {
+    let mut world = World::new("true");
+    world.program = world.at("liar");
+    fs::write(&world.program, "#!/bin/sh\nexec sleep 600\n").unwrap();
+    world.over = Some(Arc::new(|| true));
+    world.with(|errand| {
+        let error = format!("{:#}", errand.prepare(&world.spec, &world.machine).unwrap_err());
+        assert!(error.contains("it has to end"), "{error}");
+    });
+}
+
+#[test]
+fn of_what_a_machine_says_no_more_is_kept_than_anybody_reads() {
+    let world = World::new("true");
+    let (mut hq, mut machine) = wire::tests::pair();
+    let talking = std::thread::spawn(move || {
+        assert!(matches!(machine.hear().unwrap(), Ask::Environment));
+        for _ in 0..3 * LINES {
+            machine.tell(&Making::Said("\u{1b}[2J".repeat(LINE))).unwrap();
+        }
+        machine.tell(&Making::Done).unwrap();
+    });
+    world.with(|errand| errand.make_environment(&mut hq).unwrap());
+    talking.join().unwrap();
+    let said = world.said.lock().unwrap();
+    assert_eq!((said.len(), said.last().map(String::as_str)), (LINES + 1, Some(MORE)));
+    assert!(said.iter().all(|line| line.chars().count() <= 6 * LINE && !line.contains('\u{1b}')));
 }
 
 #[test]
