@@ -11,7 +11,7 @@ use crate::{
     gpu::{
         agent::site::{Begun, read},
         spec::RunId,
-        target::Ssh,
+        target::{Ssh, Target},
         wire,
     },
     host::System,
