@@ -289,6 +289,14 @@ pub fn moment(at: time::OffsetDateTime) -> String {
     at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
 }
 
+/// So many seconds, for people: in the two largest units that say something.
+pub fn lasting(seconds: u64) -> String {
+    let units = [(seconds / 3600, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
+    let said = units.iter().skip_while(|(n, _)| *n == 0).take(2).filter(|(n, _)| *n > 0);
+    let said: Vec<_> = said.map(|(n, unit)| format!("{n} {unit}")).collect();
+    if said.is_empty() { "0 s".into() } else { said.join(" ") }
+}
+
 /// Rows in columns as wide as their widest cell; the last column is left as long as it is.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -307,6 +315,23 @@ pub fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_while_is_told_as_people_tell_it() {
+        for (seconds, said) in [
+            (0, "0 s"),
+            (59, "59 s"),
+            (60, "1 min"),
+            (135, "2 min 15 s"),
+            (600, "10 min"),
+            (3600, "1 h"),
+            (3605, "1 h"),
+            (5400, "1 h 30 min"),
+            (86_400, "24 h"),
+        ] {
+            assert_eq!(lasting(seconds), said);
+        }
+    }
 
     #[test]
     fn the_nearest_hint_comes_first_and_none_is_lost() {

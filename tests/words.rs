@@ -223,7 +223,7 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
     };
     let plan = run(dir.path(), &arguments(&["--dry-run", "--max-hours", "0.5"]));
     let expected = "esn: experiments/train.py of DIR\n  1  local      free\n\
-                    ends: at the latest after 0.5 h, and before it costs $5.00\n\
+                    ends: at the latest after 30 min, and before it costs $5.00\n\
                     results: /mnt/echoes_data/azure_results/esn\n";
     assert_eq!(plan, said(0, "", expected));
     let printed = run(

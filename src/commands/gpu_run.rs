@@ -19,7 +19,7 @@ use crate::{
         state::Event,
     },
     host::{Host, Kind, System},
-    ui::{Code, Try as _, Ui, table},
+    ui::{Code, Try as _, Ui, lasting, table},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
@@ -348,7 +348,7 @@ fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &Path) -> Stri
         table(&rows_for_people(&choice.rows))
     });
     lines.extend(data);
-    let hours = spec.max_seconds.map(|n| format!("after {} h", n as f64 / 3600.0));
+    let hours = spec.max_seconds.map(|n| format!("after {}", lasting(n)));
     let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
     let limits: Vec<_> = hours.into_iter().chain(money).collect();
     lines.push(if limits.is_empty() {

@@ -14,7 +14,7 @@ use crate::{
         mounts::{self, Mount},
     },
     hq::disk,
-    ui::{Code, Try as _},
+    ui::{Code, Try as _, lasting},
 };
 use anyhow::{Context as _, Result, anyhow};
 use std::{
@@ -213,7 +213,7 @@ fn is_uuid(text: &str) -> bool {
 fn line(set: &Dataset, way: &Way, why: &str) -> String {
     let (name, gb, files) = (&set.name, set.bytes as f64 / 1e9, grouped(set.files));
     let copying =
-        format!("copied, about {} at 96 MB/s or {FILES} files a second", long(set.seconds().max(1)));
+        format!("copied, about {} at 96 MB/s or {FILES} files a second", lasting(set.seconds().max(1)));
     let way = match way {
         Way::Here => format!("not sent: {why}"),
         Way::Copy => format!("{copying}: {why}"),
@@ -222,14 +222,6 @@ fn line(set: &Dataset, way: &Way, why: &str) -> String {
         }
     };
     format!("data: {name}, {gb:.1} GB, {files} files: {way}")
-}
-
-fn long(seconds: u64) -> String {
-    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
-        (0, 0, seconds) => format!("{seconds} s"),
-        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (hours, minutes, _) => format!("{hours} h {minutes} min"),
-    }
 }
 
 /// As people write large numbers.
