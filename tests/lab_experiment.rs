@@ -117,7 +117,9 @@ fn the_sample_experiment_runs_here_and_on_a_rented_machine_and_nothing_is_left_t
     assert!(said.contains("lstm: epoch  1 of 12"), "{said}");
     came_home(&headquarters, "first");
     // The script was a person's, here too.
-    assert_eq!(headquarters.ok("stat -c %U /home/ana/.echoes").trim(), experiment::PERSON);
+    let environments = format!("/var/lib/echoes-appliance/machine/{}/envs", experiment::PERSON);
+    let owners = headquarters.ok(&format!("cd {environments} && stat -c %U . */bin/python"));
+    assert!(owners.lines().count() == 2 && owners.lines().all(|who| who == experiment::PERSON), "{owners}");
 
     let Some((cloud, _way)) = azure(&headquarters) else { return };
     experiment::move_to_azure(&headquarters, &cloud.settings(experiment::AZURE_CA), cloud.ca()).unwrap();
