@@ -115,6 +115,15 @@ def twice(words):
     pour([0, 0])
 
 
+def much(words):
+    # Somebody else's results come home meanwhile, and leave no room for the last piece of this.
+    if words["path"] == "zeros1" and words["from"] > 0 and once("filled"):
+        disk = os.statvfs(f"{DIR}/data/azure_results")
+        with open(f"{DIR}/data/azure_results/others", "wb") as others:
+            others.write(bytes(disk.f_bavail * disk.f_frsize - (2 << 30) - 12 * MIB))
+    give(bytes(words["len"]))
+
+
 # By run: what it is asked, and what it then says. `words` is what came with the question.
 LIES = {
     "names": {"list": lambda words: bad_names(), "take": lambda words: give(b"x")},
@@ -124,8 +133,8 @@ LIES = {
         "take": lambda words: (word(True), stream(bytes(MIB) for _ in range(10 << 10))),
     },
     "room": {
-        "list": lambda words: pour([offer(f"zeros{n}", 16 * MIB) for n in range(640)]),
-        "take": lambda words: give(bytes(words["len"])),
+        "list": lambda words: pour([offer(f"zeros{n}", 24 * MIB) for n in range(427)]),
+        "take": much,
     },
     "list": {"list": lambda words: stream([b"\xff" * 1000])},
     "spaces": {"list": lambda words: stream(squeezed(endless(b" " * MIB)))},
