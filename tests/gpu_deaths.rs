@@ -1,5 +1,5 @@
 //! What a run at Azure survives, with real processes: its driver killed at each request to the resource manager that
-//! makes or ends something, and a network that goes away. Nothing is rented twice, begun twice, lost or left.
+//! makes or ends something. Nothing is rented twice, begun twice, lost or left. `gpu_network.rs` takes its network away.
 
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]

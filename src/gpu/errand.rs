@@ -7,7 +7,7 @@ mod data;
 use super::{
     agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
     home::{Home, Quota, dir_of},
-    job::{Exit, Hopeless, Job, Stand},
+    job::{Exit, Hopeless, Job, Nonsense, Stand, is_nonsense},
     provenance::{self, Tags},
     provider::Machine,
     spec::{Source, Spec},
@@ -195,7 +195,8 @@ impl<'a> Errand<'a> {
             Ok(wire) => Ok(Talk { wire, pipe }),
             Err(error) => {
                 let (status, said) = (pipe.status(), pipe.said());
-                let said = if said.is_empty() { error } else { anyhow!("{}", shown(&said)) };
+                let known = said.is_empty() || is_nonsense(&error);
+                let said = if known { error } else { anyhow!("{}", shown(&said)) };
                 Err((said.context("reaching the agent"), status))
             }
         }
@@ -401,7 +402,7 @@ impl Job for Errand<'_> {
             }
             // Its keeper is gone: killed, or the machine was restarted and has no systemd.
             Standing::Unwatched => self.started(spec, machine).map(|()| Stand::Running),
-            Standing::Waiting => bail!("the script was never started on this machine"),
+            Standing::Waiting => bail!(Nonsense("the script was never started on this machine".into())),
         }
     }
 

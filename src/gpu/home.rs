@@ -5,7 +5,7 @@
 
 use super::{
     agent::site::{Ask, Book, Offered, PAGE, Page, Root},
-    job::Full,
+    job::{Full, Nonsense},
     wire::{Wire, is_lost, shown},
 };
 use crate::{
@@ -21,7 +21,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io::{Read as _, Write as _},
     path::Path,
     time::Instant,
@@ -39,16 +39,23 @@ pub struct Quota {
     pub book: u64,
     /// Bytes that stay free here, whatever is there to be taken.
     pub free: u64,
+    /// Entries of our own memory: a file that changes for ever, or a book of one byte a page, would fill a disk with them.
+    pub notes: usize,
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        Self { files: 20_000, file: 64 << 30, all: 256 << 30, book: 256 << 20, free: 2 << 30 }
+        // A run whose script never stops talking makes as many notes in a month and a half.
+        let notes = 4_000_000;
+        Self { files: 20_000, file: 64 << 30, all: 256 << 30, book: 256 << 20, free: 2 << 30, notes }
     }
 }
 
 /// A file comes in pieces, so that there is time for other things between them.
 const PIECE: u64 = 8 << 20;
+
+/// The longest list of what there is to be taken, in bytes: four times what is taken, with long names.
+const OFFERS: u64 = 64 << 20;
 
 /// A file must have rested so long, by the clock of its own machine.
 const REST: u64 = 2000;
@@ -81,18 +88,20 @@ pub enum Landed {
 #[derive(Debug, Default)]
 struct Memory {
     files: BTreeMap<(Root, Rel), (Stamp, String)>,
-    left: BTreeMap<(Root, String), String>,
+    left: BTreeSet<(Root, String)>,
     books: HashMap<Book, (u64, u64)>,
+    notes: usize,
 }
 
 impl Memory {
     fn add(&mut self, landed: Landed) {
+        self.notes += 1;
         match landed {
             Landed::File { root, path, stamp, hash } => {
                 self.left.remove(&(root, path.as_str().to_owned()));
                 self.files.insert((root, path), (stamp, hash));
             }
-            Landed::Left { root, path, why } => drop(self.left.insert((root, path), why)),
+            Landed::Left { root, path, .. } => drop(self.left.insert((root, path))),
             Landed::Book { book, theirs, ours } => drop(self.books.insert(book, (theirs, ours))),
         }
     }
@@ -141,7 +150,7 @@ impl Coming {
         while left > 0 {
             let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             let n = receiving.read(&mut bytes[..most])?;
-            ensure!(n > 0, "it is shorter than was announced, by {left} bytes");
+            ensure!(n > 0, Nonsense(format!("it is shorter than was announced, by {left} bytes")));
             seen.update(&bytes[..n]);
             piece.update(&bytes[..n]);
             self.part.write_all(&bytes[..n]).context("writing it here")?;
@@ -149,7 +158,8 @@ impl Coming {
         }
         receiving.rest()?;
         let Some(hash) = wire.hear::<Option<String>>()? else { return Ok(false) };
-        ensure!(hash == hex(&piece.finalize()), "it came as something else than was announced");
+        let same = hash == hex(&piece.finalize());
+        ensure!(same, Nonsense("it came as something else than was announced".into()));
         (self.seen, self.at) = (seen, self.at + len);
         Ok(true)
     }
@@ -193,7 +203,7 @@ impl<'a> Home<'a> {
         // What people watch comes first, and a large file does not keep it waiting.
         let mut whole = self.listen(wire, until)?;
         wire.tell(&Ask::List)?;
-        let offers: Vec<Offered> = wire.draw().context("hearing what there is to bring home")?;
+        let offers: Vec<Offered> = wire.draw(OFFERS).context("hearing what there is to bring home")?;
         let (mut seen, mut too_much) = (HashMap::new(), 0);
         for (n, offer) in offers.into_iter().enumerate() {
             let key = (offer.root, offer.path.clone());
@@ -252,17 +262,28 @@ impl<'a> Home<'a> {
             return Ok(Judgement::Later);
         }
         let (len, quota) = (offer.stamp.len, self.quota);
+        if self.memory.notes >= quota.notes {
+            return Ok(Judgement::Leave(format!("files have come {} times", quota.notes)));
+        }
+        // Of one list or of many: a file without a byte takes room, too.
+        if before.is_none() && self.memory.files.len() >= quota.files {
+            return Ok(Judgement::Leave(format!("more than {} files", quota.files)));
+        }
         let all = self.memory.bytes() - before.map_or(0, |(stamp, _)| stamp.len);
-        let (free, _) = self.host.room(self.dir.path())?;
         Ok(if len > quota.file {
             Judgement::Leave(format!("it is larger than {} MiB", quota.file >> 20))
         } else if all.saturating_add(len) > quota.all {
             Judgement::Leave(format!("all of it is more than {} MiB", quota.all >> 20))
-        } else if len > free.saturating_sub(quota.free) {
+        } else if len > self.room()? {
             Judgement::NoRoom
         } else {
             Judgement::Take(path)
         })
+    }
+
+    fn room(&self) -> Result<u64> {
+        let (free, _) = self.host.room(self.dir.path())?;
+        Ok(free.saturating_sub(self.quota.free))
     }
 
     /// Whether it came; not, when it changed meanwhile, or when there was no time for all of it.
@@ -285,6 +306,10 @@ impl<'a> Home<'a> {
                 return Ok(false);
             }
             let len = PIECE.min(stamp.len - coming.at);
+            // Other runs' files come meanwhile.
+            if len > self.room()? {
+                return Err(anyhow!("there is no room here for the rest of {path}").context(Full));
+            }
             let piece = wire
                 .tell(&Ask::Take { root, path: there.clone(), stamp, from: coming.at, len })
                 .and_then(|()| coming.piece(wire, len));
@@ -312,8 +337,8 @@ impl<'a> Home<'a> {
 
     fn leave(&mut self, root: Root, path: &str, why: String) -> Result<()> {
         let path: String = path.chars().take(200).collect();
-        let known = self.memory.left.get(&(root, path.clone())) == Some(&why);
-        // Or an endless list of bad names would fill the disk with the names.
+        let known = self.memory.left.contains(&(root, path.clone()));
+        // Or an endless list of bad names, or of reasons, would fill the disk with them.
         if !known && self.memory.left.len() < 1000 {
             (self.say)(&format!("{path:?} is left on the machine: {}", shown(&why)));
             self.note(Landed::Left { root, path, why })?;
@@ -329,17 +354,18 @@ impl<'a> Home<'a> {
         })?;
         loop {
             let (theirs, ours) = self.memory.books.get(&book).copied().unwrap_or_default();
-            if ours >= self.quota.book {
+            if ours >= self.quota.book || self.memory.notes >= self.quota.notes {
                 return Ok(true);
             }
             wire.tell(&Ask::Book { book, from: theirs })?;
             let page: Page = wire.hear()?;
             let len = page.to.checked_sub(page.from).filter(|len| *len <= PAGE && page.from >= theirs);
-            let len = len.ok_or_else(|| anyhow!("{name} has pages that cannot be"))?;
+            let len = len.ok_or_else(|| Nonsense(format!("{name} has pages that cannot be")))?;
             let mut bytes = Vec::new();
             let mut receiving = wire.receiving();
             receiving.by_ref().take(len).read_to_end(&mut bytes)?;
-            ensure!(bytes.len() as u64 == len, "a page of {name} is shorter than was announced");
+            let short = || Nonsense(format!("a page of {name} is shorter than was announced"));
+            ensure!(bytes.len() as u64 == len, short());
             receiving.rest()?;
             if len > 0 {
                 let mut text = Vec::new();

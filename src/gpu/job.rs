@@ -3,7 +3,7 @@
 use super::{provider::Machine, spec::Spec};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use std::{fmt, io};
 
 /// How the script stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,25 @@ impl fmt::Display for Full {
 }
 
 impl std::error::Error for Full {}
+
+/// In the chain of an error that no bad connection explains, for ssh lets nothing through that was changed on its way: who
+/// answers is not our agent, or lies. It is asked a few times more, for less than a minute.
+#[derive(Debug)]
+pub struct Nonsense(pub String);
+
+impl fmt::Display for Nonsense {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Nonsense {}
+
+/// Also where it came up in the middle of reading something.
+pub fn is_nonsense(error: &anyhow::Error) -> bool {
+    let read = |e: &io::Error| e.get_ref().is_some_and(|inner| inner.is::<Nonsense>());
+    error.chain().any(|cause| cause.is::<Nonsense>() || cause.downcast_ref::<io::Error>().is_some_and(read))
+}
 
 pub trait Job {
     /// Code, data and environment, all there and whole.

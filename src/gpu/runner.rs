@@ -6,7 +6,7 @@
 //! paying for: that is tried for ever.
 
 use super::{
-    job::{Exit, Full, Hopeless, Job, Stand},
+    job::{Exit, Full, Hopeless, Job, Stand, is_nonsense},
     provider::{Class, Provider, Refusal, Rent},
     runs::{self, Held},
     state::{Event, Outcome, Phase, State},
@@ -21,6 +21,9 @@ const COMING: Duration = Duration::from_secs(20 * 60);
 
 /// What can fail for reasons that pass: a network that is down, a package index that is busy.
 const PATIENCE: Duration = Duration::from_secs(10 * 60);
+
+/// A machine that says what no agent of ours says is asked so often in one phase.
+const NONSENSE: u32 = 5;
 
 /// A machine that is not heard of for so long, though its landlord says it is there, is given up. It costs, and the
 /// script on it has its own deadline, so this can be long: an hour of ssh's trouble has been seen to pass.
@@ -84,6 +87,8 @@ enum Next {
 struct Mind {
     /// Since when it fails, and how often it did.
     failing: Option<(OffsetDateTime, u32)>,
+    /// How often nonsense was answered. What is right in between makes it no better.
+    nonsense: u32,
     fetched: Option<OffsetDateTime>,
     renewed: Option<OffsetDateTime>,
     told_to_end: bool,
@@ -352,7 +357,8 @@ impl Runner<'_> {
     /// It failed: later once more, or never again.
     fn again(&self, mind: &mut Mind, now: OffsetDateTime, error: &Error, patience: Duration) -> Next {
         let since = mind.failing.map_or(now, |(since, _)| since);
-        if error.is::<Hopeless>() || now - since > patience {
+        mind.nonsense += u32::from(is_nonsense(error));
+        if error.is::<Hopeless>() || mind.nonsense >= NONSENSE || now - since > patience {
             return Next::Happened(Event::Failed { why: format!("{error:#}") });
         }
         (self.say)(&format!("tried again soon: {error:#}"));

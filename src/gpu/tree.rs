@@ -2,7 +2,7 @@
 //! dataset. What is sent is what was listed: a file that changes meanwhile is noticed, by its hash. Refuses a link that
 //! leads out of the directory, and a name that not every system would take.
 
-use super::wire::Wire;
+use super::{job::Nonsense, wire::Wire};
 use crate::{
     hash::hex,
     host::{
@@ -301,7 +301,11 @@ pub fn send(wire: &mut Wire, dir: &Beneath, tree: &Tree, squeeze: Squeeze) -> Re
         }
         Have::Other => {
             wire.pour(tree)?;
-            wire.draw()?
+            // Each number has at most seven digits. What is there once is sent once.
+            let lacks: Vec<usize> = wire.draw(16 + 8 * tree.0.len() as u64)?;
+            let twice = lacks.windows(2).any(|pair| pair[0] >= pair[1]);
+            ensure!(!twice, Nonsense("it asked for a file twice".into()));
+            lacks
         }
     };
     let mut sending = wire.sending();
@@ -326,7 +330,8 @@ pub fn send(wire: &mut Wire, dir: &Beneath, tree: &Tree, squeeze: Squeeze) -> Re
 fn contents(dir: &Beneath, tree: &Tree, lacks: &[usize], to: &mut impl Write) -> Result<()> {
     let mut bytes = vec![0; 128 << 10];
     for index in lacks {
-        let entry = tree.0.get(*index).context("it asked for a file that is in no list")?;
+        let entry = tree.0.get(*index);
+        let entry = entry.ok_or_else(|| Nonsense("it asked for a file that is in no list".into()))?;
         let What::File { len, hash, .. } = &entry.what else { continue };
         let changed = || anyhow::Error::new(Changed(entry.path.clone()));
         let Some((file, _)) = dir.read(&entry.path)? else { return Err(changed()) };

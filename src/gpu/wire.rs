@@ -3,8 +3,10 @@
 //! frames, until its end or until whoever sends it breaks off and says why. Everything is bounded by who hears it: the
 //! other side is somebody else's machine.
 
+use super::job::Nonsense;
 use crate::host::process::{Ear, Mouth};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use flate2::read::DeflateDecoder;
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 
@@ -18,7 +20,7 @@ const BYTES: usize = 128 << 10;
 /// Why a stream broke off.
 const REASON: usize = 4 << 10;
 
-/// The longest thing that is sent as one stream of JSON: a list of files.
+/// The longest thing that headquarters sends as one stream of JSON: a list of files.
 pub const LIST: u64 = 256 << 20;
 
 pub struct Wire {
@@ -61,10 +63,12 @@ impl Wire {
         let mut heard = Vec::new();
         while !heard.ends_with(HELLO) {
             let mut byte = [0];
-            if heard.len() >= CHATTER || wire.from.read(&mut byte).context("waiting for the agent")? == 0 {
-                let said: String = String::from_utf8_lossy(&heard).chars().take(200).collect();
-                let said = if said.is_empty() { "nothing".into() } else { shown(&said) };
-                return Err(anyhow!("it answered {said}")).context("waiting for the agent");
+            let endless = heard.len() >= CHATTER;
+            if endless || wire.from.read(&mut byte).context("waiting for the agent")? == 0 {
+                let said = cut(&String::from_utf8_lossy(&heard));
+                let said = format!("it answered {}", if said.is_empty() { "nothing" } else { &said });
+                let error = if endless { Nonsense(said).into() } else { anyhow!(said) };
+                return Err(error.context("waiting for the agent"));
             }
             heard.extend(byte);
         }
@@ -121,11 +125,9 @@ impl Wire {
     /// Hear one thing, of the kind that is expected now.
     pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T> {
         match self.get()? {
-            Frame::Word(word) => {
-                serde_json::from_slice(&word).context("hearing a word that was not expected")
-            }
+            Frame::Word(word) => parsed(&word).context("hearing a word that was not expected"),
             Frame::Broken(why) => Err(anyhow!(why)),
-            Frame::Bytes(_) | Frame::End => bail!("bytes came where a word was expected"),
+            Frame::Bytes(_) | Frame::End => bail!(Nonsense("bytes came where a word was expected".into())),
         }
     }
 
@@ -165,14 +167,15 @@ impl Wire {
         sending.end()
     }
 
-    /// As `hear`, for what was poured, and is no longer than `LIST` when it is unpacked.
-    pub fn draw<T: DeserializeOwned>(&mut self) -> Result<T> {
+    /// As `hear`, for what was poured, and has no more bytes than `most` when it is unpacked.
+    pub fn draw<T: DeserializeOwned>(&mut self, most: u64) -> Result<T> {
         let mut receiving = self.receiving();
         let mut bytes = Vec::new();
-        flate2::read::DeflateDecoder::new(&mut receiving).take(LIST + 1).read_to_end(&mut bytes)?;
-        ensure!(bytes.len() as u64 <= LIST, "a list of more than {LIST} bytes");
+        let unpacked = DeflateDecoder::new(&mut receiving).take(most + 1).read_to_end(&mut bytes);
+        unpacked.map_err(|e| if e.kind() == ErrorKind::InvalidInput { wrong(e.to_string()) } else { e })?;
+        ensure!(bytes.len() as u64 <= most, Nonsense(format!("a list of more than {most} bytes")));
         receiving.rest()?;
-        serde_json::from_slice(&bytes).context("reading a list")
+        parsed(&bytes).context("reading a list")
     }
 
     /// A broken pipe says nothing; the reason may still be on its way to us.
@@ -187,7 +190,17 @@ impl Wire {
 }
 
 fn wrong(what: String) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, what)
+    io::Error::new(ErrorKind::InvalidData, Nonsense(what))
+}
+
+/// What is wrong with it is told in words that may be the other side's own.
+fn parsed<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
+    Ok(serde_json::from_slice(json).map_err(|e| Nonsense(cut(&e.to_string())))?)
+}
+
+/// The beginning of what somebody says, made harmless.
+fn cut(said: &str) -> String {
+    shown(&said.chars().take(200).collect::<String>())
 }
 
 /// Whether the other side has gone, rather than complained.
@@ -271,7 +284,8 @@ pub struct Receiving<'a> {
 impl Receiving<'_> {
     /// To the end of the stream, where nothing but its end may be.
     pub fn rest(mut self) -> Result<()> {
-        ensure!(self.read(&mut [0])? == 0, "more bytes came than were announced");
+        let more = self.read(&mut [0])? != 0;
+        ensure!(!more, Nonsense("more bytes came than were announced".into()));
         Ok(())
     }
 }
@@ -296,6 +310,7 @@ impl Read for Receiving<'_> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::gpu::{job::is_nonsense, tree::Have};
 
     /// Two ends of one connection.
     pub fn pair() -> (Wire, Wire) {
@@ -330,7 +345,7 @@ pub mod tests {
         receiving.read_to_end(&mut got).unwrap();
         receiving.rest().unwrap();
         assert!(got == long);
-        assert_eq!(hq.draw::<Vec<String>>().unwrap().len(), 100_000);
+        assert_eq!(hq.draw::<Vec<String>>(LIST).unwrap().len(), 100_000);
         drop(hq);
         answering.join().unwrap();
     }
@@ -360,6 +375,11 @@ pub mod tests {
         assert!(heard(frame(b'w', 9, b"\"a\"")).contains("fill whole buffer"));
         assert!(heard(frame(b'w', 1, b"1")).contains("not expected"));
         assert!(heard(frame(b'e', 0, b"")).contains("bytes came"));
+        let words = format!(r#"{{"\u001b[2J{}":1}}"#, "x".repeat(9000));
+        let error = hearing(&frame(b'w', words.len() as u32, words.as_bytes())).hear::<Have>().unwrap_err();
+        let said = format!("{error:#}");
+        assert!(said.len() < 300 && said.contains(r"\u{1b}[2Jxx"), "{said}");
+        assert!(is_nonsense(&error), "{said}");
         assert_eq!(heard(frame(b'x', 6, b"a\x1b[31m")), r"a\u{1b}[31m");
     }
 
@@ -374,7 +394,8 @@ pub mod tests {
             let _ = small.finish().map(drop);
             let _ = sending.end();
         });
-        let error = hq.draw::<Vec<u8>>().unwrap_err();
+        let error = hq.draw::<Vec<u8>>(LIST).unwrap_err();
+        assert!(is_nonsense(&error), "{error:#}");
         assert!(error.to_string().contains("a list of more than"), "{error:#}");
         drop(hq);
         sending.join().unwrap();

@@ -12,7 +12,7 @@ use crate::{
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -23,6 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Who gets between headquarters and a machine, by its id and its place: Azure tells of this address instead.
+pub type Between = Box<dyn Fn(&str, SocketAddrV4) -> Ipv4Addr + Send + Sync>;
+
 /// What Azure hands down to a machine is given to an sshd in the namespace of the story.
 pub struct Sshd {
     program: &'static str,
@@ -30,18 +33,19 @@ pub struct Sshd {
     dir: PathBuf,
     /// The same for all.
     pub port: u16,
-    /// Who is between headquarters and the machine: Azure tells of this address instead.
-    via: Option<Ipv4Addr>,
+    via: Option<Between>,
     on: Mutex<BTreeMap<String, Child>>,
     /// What a machine's clone is a copy of, where headquarters has a data disk.
     pub image: Mutex<Option<PathBuf>>,
+    /// What is on the disk of a machine that has just come, below its admin's home.
+    pub brought: Mutex<Option<PathBuf>>,
     /// How many there ever were.
     count: AtomicU8,
 }
 
 impl Sshd {
     /// None, and said so, where it cannot be had.
-    pub fn new(here: &Here, via: Option<Ipv4Addr>) -> Option<Arc<Self>> {
+    pub fn new(here: &Here, via: Option<Between>) -> Option<Arc<Self>> {
         let Some(program) =
             ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists())
         else {
@@ -61,7 +65,8 @@ impl Sshd {
         assert!(made.unwrap().success());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (dir, on, count) = (here.dir.path().into(), Mutex::default(), AtomicU8::new(0));
-        Some(Arc::new(Self { program, holder, dir, port, via, on, image: Mutex::default(), count }))
+        let (image, brought) = (Mutex::default(), Mutex::default());
+        Some(Arc::new(Self { program, holder, dir, port, via, on, image, brought, count }))
     }
 
     /// Where the machine is that was made as the `n`th, from 1.
@@ -146,7 +151,13 @@ impl Metal for Sshd {
             inside(self.holder, "cp -a \"$0\"/. /home/echoes", &[&self.copy(copy)]);
         }
         let child = self.start(order, n);
-        self.on.lock().unwrap().insert(order.id.clone(), child);
+        {
+            let mut on = self.on.lock().unwrap();
+            if let Some(brought) = &*self.brought.lock().unwrap() {
+                inside(self.holder, "cp -a \"$0\"/. /home/echoes", &[brought.to_str().unwrap()]);
+            }
+            on.insert(order.id.clone(), child);
+        }
         let since = Instant::now();
         while TcpStream::connect((Self::address(n), self.port)).is_err() {
             if since.elapsed() > Duration::from_secs(10) {
@@ -154,7 +165,8 @@ impl Metal for Sshd {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Some(self.via.unwrap_or(Self::address(n))))
+        let place = SocketAddrV4::new(Self::address(n), self.port);
+        Ok(Some(self.via.as_ref().map_or(*place.ip(), |between| between(&order.id, place))))
     }
 
     fn keep(&self, _id: &str, copy: &str) {
@@ -164,7 +176,9 @@ impl Metal for Sshd {
     /// All machines share one disk here, which is gone with the last of them.
     fn remove(&self, id: &str) {
         self.kill(id);
-        if self.on.lock().unwrap().is_empty() {
+        // The next one may be about to come.
+        let on = self.on.lock().unwrap();
+        if on.is_empty() {
             inside(self.holder, "find /home/echoes -mindepth 1 -delete", &[]);
         }
     }

@@ -5,7 +5,7 @@
 use crate::{
     gpu::{
         tree::{self, Entry, Have, Sent, Squeeze, Tree, What},
-        wire::Wire,
+        wire::{LIST, Wire},
     },
     hash::hex,
     host::{
@@ -39,7 +39,7 @@ pub fn receive(
     let into = Beneath::make(host, dir)?;
     let there = into.walk(usize::MAX)?;
     wire.tell(if there.is_empty() { &Have::Nothing } else { &Have::Other })?;
-    let tree: Tree = wire.draw()?;
+    let tree: Tree = wire.draw(LIST)?;
     ensure!(tree.hash() == hash, "the list is another than the one that was announced");
     for entry in &tree.0 {
         if let What::Link { to } = &entry.what {

@@ -4,7 +4,10 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::*;
-use crate::{gpu::wire::tests::pair, host::System};
+use crate::{
+    gpu::{job::is_nonsense, wire::tests::pair},
+    host::System,
+};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -291,7 +294,10 @@ fn a_lie_about_a_file_is_found_out_and_nothing_of_it_stays() {
             Ask::Take { .. } => wire.tell(&true).and_then(|()| lie(wire)),
             other => no_books(&other, wire),
         });
-        let error = format!("{:#}", story.fetch(&[true], lying).unwrap_err());
+        let error = story.fetch(&[true], lying).unwrap_err();
+        // Complaining is no lie.
+        assert_eq!(is_nonsense(&error), expected != "no more disk", "{expected}: {error:#}");
+        let error = format!("{error:#}");
         assert!(error.contains(expected) || expected == "was expected", "{expected}: {error}");
         assert_eq!(story.here(), [], "{expected}");
     }
@@ -300,7 +306,7 @@ fn a_lie_about_a_file_is_found_out_and_nothing_of_it_stays() {
 #[test]
 fn there_is_an_end_to_what_is_taken() {
     let mut story = Story::new();
-    story.quota = Quota { files: 10, file: 100, all: 150, book: 100, free: 0 };
+    story.quota = Quota { files: 10, file: 100, all: 150, book: 100, free: 0, notes: 1000 };
     let offers = vec![offered("huge", 101), offered("a", 1), offered("liar", u64::MAX)];
     story.fetch(&[true], giving(offers, b"x")).unwrap();
     assert_eq!(story.here(), [("out/a".into(), 1)]);
@@ -315,7 +321,38 @@ fn there_is_an_end_to_what_is_taken() {
     );
     let endless = (0..5000).map(|n| offered(&format!("f{n}"), 1)).collect();
     story.fetch(&[true], giving(endless, b"x")).unwrap();
-    assert!(story.here().len() <= 2 + 10, "{}", story.here().len());
+    assert_eq!(story.here().len(), 10);
+    // Nor is another list another chance, however little it takes.
+    let empty = (0..10).map(|n| offered(&format!("e{n}"), 0)).collect();
+    story.fetch(&[true], giving(empty, b"")).unwrap();
+    assert_eq!(story.here().len(), 10);
+}
+
+#[test]
+fn what_changes_for_ever_fills_no_disk_with_our_notes() {
+    let mut story = Story::new();
+    story.quota.notes = 100;
+    let mut nanos = 0;
+    let ever_new: Answering = Box::new(move |ask, wire| match ask {
+        Ask::List => {
+            nanos += 1;
+            let mut file = offered("a", 1);
+            file.stamp.nanos = nanos;
+            // It cannot come, each time for another reason.
+            wire.pour(&[file, Offered { not: Some(format!("reason {nanos}")), ..offered("b", 1) }])
+        }
+        Ask::Book { from, .. } => {
+            wire.tell(&Page { from, to: from + 1, last: true })?;
+            give(wire, b"x")
+        }
+        other => giving(Vec::new(), b"x")(other, wire),
+    });
+    story.fetch(&[true; 60], ever_new).unwrap();
+    let memory = std::fs::read_to_string(story.root.path().join("memory/r/home.jsonl")).unwrap();
+    let notes = memory.lines().count();
+    // And that it comes no more is one.
+    assert!((100..=102).contains(&notes), "{notes}");
+    assert!(!memory.contains("reason 2"), "{memory}");
 }
 
 #[test]
@@ -342,8 +379,8 @@ fn a_list_without_end_is_left() {
         while small.write_all(&[b' '; 1 << 20]).is_ok() {}
         anyhow::bail!("nobody listens")
     });
-    let error = format!("{:#}", story.fetch(&[true], endless).unwrap_err());
-    assert!(error.contains("a list of more than"), "{error}");
+    let error = story.fetch(&[true], endless).unwrap_err();
+    assert!(format!("{error:#}").contains("a list of more than") && is_nonsense(&error), "{error:#}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     gpu::{
-        job::Exit,
+        job::{Exit, Nonsense},
         provider::{Machine, Offer, Rented},
         pull,
         spec::{RunId, Spec, Spot},
@@ -609,6 +609,48 @@ fn what_trying_again_cannot_mend_is_not_tried_again() {
     assert_eq!(held.state.outcome, Some(Outcome::Failed(why)));
     assert!(world.rigs.borrow().is_empty());
     assert!(world.now.get() - BEGAN < time::Duration::minutes(1));
+}
+
+#[test]
+fn a_machine_that_talks_nonsense_is_not_asked_for_hours() {
+    let dir = dir();
+    let world = World::new(Story::Plain, dir.path());
+    begin(&world);
+    /// Whatever is done there, this is what the driver hears of it once the script runs.
+    struct Liar<'a>(&'a World, Cell<u32>);
+    impl Liar<'_> {
+        fn lie<T>(&self) -> Result<T> {
+            self.1.set(self.1.get() + 1);
+            Err(Error::new(Nonsense("a frame of kind 113".into())).context("asking"))
+        }
+    }
+    impl Job for Liar<'_> {
+        fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.prepare(spec, machine)
+        }
+        fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.start(spec, machine)
+        }
+        fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+            self.lie()
+        }
+        fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
+            Ok(())
+        }
+        fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+            self.lie()
+        }
+    }
+    let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+    let (provider, loan, clock) = (&world, &world, &world);
+    let job = Liar(&world, Cell::new(0));
+    Runner { host: &world.host, provider, job: &job, loan, clock, say: &|_| {} }.drive(&mut held).unwrap();
+    let why = "asking: a frame of kind 113".to_owned();
+    assert_eq!(held.state.outcome, Some(Outcome::Failed(why.clone())));
+    assert_eq!(held.state.unfetched, Some(why));
+    assert_eq!(job.1.get(), 2 * NONSENSE, "so often in each of two phases");
+    assert!(world.rigs.borrow().is_empty());
+    assert!(world.now.get() - BEGAN < time::Duration::minutes(2), "{}", world.now.get() - BEGAN);
 }
 
 #[test]

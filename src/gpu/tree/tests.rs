@@ -11,6 +11,7 @@ use crate::{
             attend, mirror,
             site::{Ask, Look, Site},
         },
+        job::is_nonsense,
         spec::RunId,
         wire::tests::pair,
     },
@@ -209,6 +210,26 @@ fn what_receives_believes_no_list() {
     sent(&dir, &Tree(vec![entry("d/a", file())]), to.path(), Squeeze::No).unwrap();
     assert_eq!(shown(&to.path().join("tree")), ["d/a x"]);
     assert_eq!(shown(&to.path().join("else")), ["kept kept"]);
+}
+
+#[test]
+fn what_is_there_once_is_sent_once_whatever_is_asked_for() {
+    let from = directory(&[("a", "x"), ("b", "y")]);
+    let (dir, tree) = code(&Host::new("/", System), from.path(), &quiet).unwrap();
+    let lists = ["[0,0]", "[1,0]", "[2]", "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15]"];
+    for (list, why) in lists.into_iter().zip(["a file twice", "a file twice", "in no list", "more than"]) {
+        let (mut hq, mut agent) = pair();
+        let asking = std::thread::spawn(move || {
+            agent.tell(&Have::Other).unwrap();
+            agent.draw::<Tree>(1 << 20).unwrap();
+            agent.pour(&serde_json::from_str::<Vec<usize>>(list).unwrap()).unwrap();
+            let _ = agent.hear_if_any::<String>();
+        });
+        let error = send(&mut hq, &dir, &tree, Squeeze::No).unwrap_err();
+        assert!(is_nonsense(&error) && error.to_string().contains(why), "{list}: {error:#}");
+        drop(hq);
+        asking.join().unwrap();
+    }
 }
 
 fn git(dir: &Path, words: &str) {
