@@ -293,13 +293,18 @@ impl Runner<'_> {
 
     /// What cannot come home is kept, and that within its time too: the machine costs meanwhile.
     fn keep(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
-        match self.provider.keep(&state.spec.run) {
+        let run = &state.spec.run;
+        // Counted from when it was asked for: whoever dies in between begins no new time.
+        let late = now - state.since > KEEP;
+        // A landlord who answers nothing takes nothing back either: to wait for that costs no more.
+        if late && let Err(error) = self.provider.still_there(run) {
+            (self.say)(&format!("cannot be kept just now: {error:#}"));
+            return self.pause(mind, now);
+        }
+        match self.provider.keep(run) {
             Ok(Some(place)) => Next::Happened(Event::Kept { place }),
             Ok(None) => lost("the machine is gone, and its disk with it".into()),
-            // Counted from when it was asked for: whoever dies in between begins no new time.
-            Err(error) if now - state.since > KEEP => {
-                Next::Happened(Event::Failed { why: format!("{error:#}") })
-            }
+            Err(error) if late => Next::Happened(Event::Failed { why: format!("{error:#}") }),
             Err(error) => self.again(mind, now, &error, KEEP),
         }
     }

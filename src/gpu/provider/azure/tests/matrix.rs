@@ -17,7 +17,7 @@ use crate::gpu::{
     runner::{Clock, Loan, Runner},
     runs,
     spec::{RunId, Spec},
-    state::{Event, Outcome, Phase, State},
+    state::{Event, Keep, Outcome, Phase, State},
     sweep::{self, Loose},
 };
 use anyhow::{Error, Result, bail, ensure};
@@ -431,10 +431,18 @@ fn check(stage: &Stage, world: &World, state: &State, began: OffsetDateTime, wha
     assert!(state.rentals.iter().all(|rental| rental.returned.is_some()), "{}", what());
     let kept = state.kept.is_some();
     if kept {
-        assert_eq!(stage.cloud.costing().len(), 1, "{}", what());
+        // One that was asked for, and that nobody has heard of, may be there and may not.
+        let least = usize::from(state.kept != Some(Keep::Asked));
+        assert!((least..=1).contains(&stage.cloud.costing().len()), "{}", what());
+        // A person forgets it, once Azure answers again.
+        stage.cloud.spoil(Vec::new());
         while !stage.azure.forget(&world.run).unwrap() {
             stage.cloud.advance(MINUTE);
         }
+    }
+    let silent = matches!(world.harm.get(), Some((_, Harm::AzureSilent)));
+    if silent && world.story == Story::Full && state.outcome == Some(Outcome::Exit(Exit::Code(0))) {
+        assert!(matches!(state.kept, Some(Keep::At(_))), "who waits for Azure loses nothing: {}", what());
     }
     // The group of what is kept stays for the next one, and costs nothing.
     let left = if kept { stage.cloud.costing() } else { stage.cloud.left() };
@@ -518,19 +526,16 @@ fn in_a_group_that_is_shared_nothing_is_left_and_nothing_is_lost() {
 }
 
 #[test]
-#[ignore = "not seen to its end yet"]
 fn from_offer_to_offer_nothing_is_left_and_nothing_is_lost() {
     tried(Story::Wanders, 41);
 }
 
 #[test]
-#[ignore = "not seen to its end yet"]
 fn without_room_at_home_nothing_is_left_and_nothing_is_lost() {
     tried(Story::Full, 9);
 }
 
 #[test]
-#[ignore = "not seen to its end yet"]
 fn stopped_by_a_person_nothing_is_left_and_nothing_is_lost() {
     tried(Story::Stopped, 9);
 }
