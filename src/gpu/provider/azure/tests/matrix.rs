@@ -527,7 +527,7 @@ fn in_a_group_that_is_shared_nothing_is_left_and_nothing_is_lost() {
 
 #[test]
 fn from_offer_to_offer_nothing_is_left_and_nothing_is_lost() {
-    tried(Story::Wanders, 41);
+    tried(Story::Wanders, 61);
 }
 
 #[test]
