@@ -1,22 +1,12 @@
 //! What a run at Azure survives, with real processes: its driver killed at each request to the resource manager that
-//! makes or ends something. Nothing is rented twice, begun twice, lost or left. `gpu_network.rs` takes its network away.
+//! makes or ends something. Nothing is rented twice, begun twice, lost or left. `troubles.rs` takes its network away.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/gpu_sshd.rs"]
-mod gpu_sshd;
-#[path = "support/gpu_story.rs"]
-mod gpu_story;
-#[path = "support/here.rs"]
-mod here;
-
-use cloud::{Act, Hook, Rule};
-use gpu_sshd::Sshd;
-use gpu_story::{Story, words};
-use here::Here;
+use crate::{
+    cloud::{self, Act, Hook, Rule},
+    gpu_sshd::Sshd,
+    gpu_story::{Story, words},
+    here::{self, Here},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

@@ -3,21 +3,11 @@
 //! nothing is written outside of its run's results, nothing fills up, no terminal is played with; and the run comes to an
 //! end, with a reason, within a minute or so, and its machine is given back.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/gpu_sshd.rs"]
-mod gpu_sshd;
-#[path = "support/gpu_story.rs"]
-mod gpu_story;
-#[path = "support/here.rs"]
-mod here;
-
-use gpu_sshd::{Sshd, inside};
-use gpu_story::{Story, words};
-use here::{Here, PROGRAM, RUNS};
+use crate::{
+    gpu_sshd::{Sshd, inside},
+    gpu_story::{Story, words},
+    here::{Here, PROGRAM, RUNS},
+};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -76,7 +66,7 @@ fn story() -> Option<Story> {
         return None;
     };
     let hash = Command::new("sha256sum").arg(PROGRAM).output().unwrap();
-    let liar = include_str!("support/liar.py").replace("@REAL@", PROGRAM);
+    let liar = include_str!("../support/liar.py").replace("@REAL@", PROGRAM);
     let liar = liar.replace("@DIR@", here.dir.path().to_str().unwrap());
     let disk = here.path("disk");
     let bin = disk.join(".echoes/bin").join(&words(&hash.stdout)[..64]);

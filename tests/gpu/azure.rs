@@ -2,21 +2,11 @@
 //! each request to Microsoft's documents, on a machine that is this one behind a real sshd with the key that it was given
 //! at its first start.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/gpu_sshd.rs"]
-mod gpu_sshd;
-#[path = "support/gpu_story.rs"]
-mod gpu_story;
-#[path = "support/here.rs"]
-mod here;
-
-use gpu_sshd::{Loop, Sshd, inside};
-use gpu_story::{Story, T4, words};
-use here::Here;
+use crate::{
+    gpu_sshd::{Loop, Sshd, inside},
+    gpu_story::{Story, T4, words},
+    here::Here,
+};
 use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
 /// Headquarters' data on a disk of their own, as Azure attaches one; seen here as well as in the namespace of the story.

@@ -1,16 +1,10 @@
 //! What goes wrong on real machines: each fault ends in a clear error or in success, never half-way, and with the
 //! fault gone the same command succeeds. The dashboard is the cheapest service: it needs nginx alone.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use lab::{Machine, Release};
+use crate::{
+    hq,
+    lab::{Machine, Release},
+};
 
 const CHEAP: &str = "install --service dashboard --set data.disk=none";
 

@@ -1,17 +1,10 @@
 //! A headquarters' life, from the first install to the last trace of it, on each release.
 
-// Tests look at files and processes directly, and say how long each part took.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-#[path = "support/traces.rs"]
-mod traces;
-
-use lab::{Disk, Machine, Manifest, Release, differences};
+use crate::{
+    hq,
+    lab::{Disk, Machine, Manifest, Release, differences},
+    traces,
+};
 use std::{collections::BTreeMap, time::Instant};
 
 /// Every unit that install has a hand in.

@@ -1,16 +1,10 @@
 //! Data disks of every kind, through the real command: what is used, what is refused, and that a refusal writes
 //! nothing.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use lab::{Disk, Machine, Release};
+use crate::{
+    hq,
+    lab::{Disk, Machine, Release},
+};
 
 /// A disk that is not ours to write to, made with `sh` where `$disk` is its device; and what install must say.
 struct Foreign {

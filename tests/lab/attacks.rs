@@ -1,16 +1,10 @@
 //! What must not be possible: through nginx with a valid password, on loopback as somebody else, and for whoever has
 //! taken over MLflow. The facts behind each are in the comments; the doors that are meant to be shut are tried.
 
-// Tests look at files and processes directly, and say how long each part took.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use lab::{Machine, Manifest, Release};
+use crate::{
+    hq,
+    lab::{self, Machine, Manifest, Release},
+};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,

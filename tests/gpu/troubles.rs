@@ -3,24 +3,12 @@
 //! or swallows everything without a word; and its driver dies meanwhile. The script is begun once, all of it comes home,
 //! and nothing is left.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/gpu_sshd.rs"]
-mod gpu_sshd;
-#[path = "support/gpu_story.rs"]
-mod gpu_story;
-#[path = "support/here.rs"]
-mod here;
-#[path = "support/network.rs"]
-mod network;
-
-use gpu_sshd::Sshd;
-use gpu_story::{Story, words};
-use here::{Here, RUNS, SCRIPT};
-use network::{Cut, Direction, Network};
+use crate::{
+    gpu_sshd::Sshd,
+    gpu_story::{Story, words},
+    here::{self, Here, RUNS, SCRIPT},
+    network::{Cut, Direction, Network},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

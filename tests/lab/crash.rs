@@ -1,17 +1,10 @@
 //! Killed anywhere, and run again: the same end. `kill -9` at every entry of the journal, for real.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-#[path = "support/traces.rs"]
-mod traces;
-
-use lab::{Disk, Machine, Release, differences};
+use crate::{
+    hq,
+    lab::{Disk, Machine, Release, differences},
+    traces,
+};
 use serde_json::Value;
 use std::{collections::BTreeSet, process::Stdio, time::Instant};
 

@@ -1,19 +1,11 @@
 //! Certificates of an ACME authority, on whole machines: Pebble before them, and a proxy that spoils its answers.
 //! What is counted is counted at the authority.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/acme.rs"]
-mod acme;
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use acme::{Acme, Act, Options, Rule};
-use lab::{Machine, Release};
+use crate::{
+    acme::{self, Acme, Act, Options, Rule},
+    hq,
+    lab::{Machine, Release},
+};
 use serde_json::{Value, json};
 use std::time::Instant;
 

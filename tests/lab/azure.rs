@@ -1,26 +1,14 @@
 //! A machine rented from the simulated Azure is a real one: cloud-init sets it up, sshd shows the key that we chose,
 //! and it is gone when it is given back.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud_client.rs"]
-mod client;
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/cloud_lab.rs"]
-mod cloud_lab;
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
+use crate::{
+    client::{Client, machine},
+    cloud::{self, Cloud, Options, Pace, Takes},
+    cloud_lab::{LabMetal, Metadata},
+    hq,
+    lab::{Machine, Release},
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use client::{Client, machine};
-use cloud::{Cloud, Options, Pace, Takes};
-use cloud_lab::{LabMetal, Metadata};
-use lab::{Machine, Release};
 use serde_json::json;
 use std::{
     fs,

@@ -1,15 +1,9 @@
 //! The simulated cloud is held to Microsoft's own documents and examples, and to what is known of how Azure behaves.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud_client.rs"]
-mod client;
-#[path = "support/cloud.rs"]
-mod cloud;
-
-use client::{Client, machine};
-use cloud::{Act, Cloud, Kind, Options, Pace, Power, Rule, contract::Contract};
+use crate::{
+    client::{self, Client, machine},
+    cloud::{self, Act, Cloud, Kind, Options, Pace, Power, Rule, contract::Contract},
+};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 

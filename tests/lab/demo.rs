@@ -1,16 +1,10 @@
 //! The demo's promise, kept on a real machine: a person with a browser and a training script on another machine
 //! find everything that the headquarters is for.
 
-// Tests reach files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stdout, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use lab::{Disk, Machine, Release};
+use crate::{
+    hq,
+    lab::{Disk, Machine, Release},
+};
 use serde_json::Value;
 use std::{
     fs,
@@ -18,10 +12,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-const SAMPLES: &str = include_str!("../examples/demo/samples.py");
+const SAMPLES: &str = include_str!("../../examples/demo/samples.py");
 const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/client.py");
 const BROWSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/browse.py");
-const LOCK: &str = include_str!("../assets/python/services.txt");
+const LOCK: &str = include_str!("../../assets/python/services.txt");
 
 /// What somebody outside has: the address, the names, a login, the authority's certificate.
 struct Visitor {

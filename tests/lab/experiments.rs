@@ -1,24 +1,12 @@
 //! What `make demo` shows of experiments, kept: a person's checkout is run on the headquarters, and on a machine that the
 //! headquarters rents from a simulated Azure. What both made is at home and in MLflow, and nothing is left to be paid for.
 
-// Tests reach files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/cloud_lab.rs"]
-mod cloud_lab;
-#[path = "../examples/demo/experiment.rs"]
-mod experiment;
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use cloud::{Cloud, Options, Pace, Takes};
-use cloud_lab::{LabMetal, Metadata};
-use lab::{Machine, Release};
+use crate::{
+    cloud::{Cloud, Options, Pace, Takes},
+    cloud_lab::{LabMetal, Metadata},
+    experiment, hq,
+    lab::{self, Machine, Release},
+};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 

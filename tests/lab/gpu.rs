@@ -2,28 +2,14 @@
 //! and they are gone when they are given back. What a script has written down outlives its keeper, its machine's power
 //! and the machine itself.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/cloud.rs"]
-mod cloud;
-#[path = "support/cloud_lab.rs"]
-mod cloud_lab;
-#[path = "support/gpu_story.rs"]
-mod gpu_story;
-#[path = "support/here.rs"]
-mod here;
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use cloud::{Act, Hook, Kind, Options, Pace, Rule, Takes};
-use cloud_lab::{LabMetal, Metadata};
-use gpu_story::{Story, words};
-use here::Here;
-use lab::{Machine, Release};
+use crate::{
+    cloud::{Act, Hook, Kind, Options, Pace, Rule, Takes},
+    cloud_lab::{LabMetal, Metadata},
+    gpu_story::{Story, words},
+    here::{self, Here},
+    hq,
+    lab::{self, Machine, Release},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,

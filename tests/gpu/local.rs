@@ -1,13 +1,7 @@
 //! Experiments on this very machine, and on one that is reached by ssh, for real: a driver of its own process, an agent, a
 //! script, results at home. In a mount namespace where `/var/lib` and `/run` are empty, so that nothing of it touches the machine it runs on.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::print_stderr)]
-
-#[path = "support/here.rs"]
-mod here;
-
-use here::{Here, RUNS};
+use crate::here::{Here, RUNS};
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,

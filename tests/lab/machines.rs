@@ -1,14 +1,8 @@
 //! The lab itself: what other tests rely on when they boot a machine. Where no machine can be booted these
 //! say so and pass, because they are about this host's lab and not about the appliance.
 
-// Tests reach files and processes directly, and say what they skip.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[path = "support/lab.rs"]
-mod lab;
-
+use crate::lab::{Disk, Lab, Layer, Machine, Options, Release, differences};
 use anyhow::{Context as _, Result, ensure};
-use lab::{Disk, Lab, Layer, Machine, Options, Release, differences};
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,

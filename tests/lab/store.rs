@@ -1,15 +1,6 @@
 //! A team that kept its runs in files finds them again in the headquarters, and its files as they were.
 
-// Tests look at files and processes directly.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
-
-#[allow(dead_code)]
-#[path = "support/hq.rs"]
-mod hq;
-#[path = "support/lab.rs"]
-mod lab;
-
-use lab::Release;
+use crate::{hq, lab::Release};
 
 /// Two runs with a metric and an artifact each, as a training script leaves them in `mlruns/`.
 const TRAIN: &str = r#"
