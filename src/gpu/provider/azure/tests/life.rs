@@ -512,56 +512,6 @@ fn whatever_answer_is_lost_or_refused_there_is_one_machine_and_then_none() {
 }
 
 #[test]
-#[ignore = "as the one before, with every way for every request: some minutes"]
-fn whatever_answer_is_lost_or_refused_in_whatever_way_there_is_one_machine_and_then_none() {
-    for shared in [false, true] {
-        for act in SPOILS {
-            for n in 0u32.. {
-                let Some(requests) = spoilt_life(shared, n, act) else { return };
-                if n as usize > requests {
-                    println!("{n} lives with {:?}, shared group: {shared}", act());
-                    break;
-                }
-            }
-        }
-    }
-}
-
-/// The process dies at any request, before it or after; another one gives back what it never heard of.
-#[test]
-fn whenever_a_process_dies_the_next_one_gives_everything_back() {
-    let mut deaths = 0;
-    for after in [false, true] {
-        for n in 0.. {
-            let Some(mut stage) = Stage::new(|settings| settings.address = Some("20.9.9.9".parse().unwrap()))
-            else {
-                return;
-            };
-            let spec = spec("dead");
-            // From this request on nothing is answered; the one of them that a dead process still sent is carried out.
-            let last = if after { Act::ResetAfter } else { Act::Reset };
-            stage.cloud.spoil([
-                Rule::once("", "/subscriptions/", last).skip(n),
-                Rule::always("", "/subscriptions/", Act::Reset).skip(n),
-            ]);
-            let lived = (0..30).any(|_| {
-                stage.cloud.advance(Duration::from_secs(5));
-                matches!(stage.azure.rent(&spec, &offer(SMALL, "westus2")), Ok(Rent::Here(_)))
-            });
-            stage.cloud.spoil([]);
-            stage.restart();
-            stage.give_back(&spec.run);
-            stage.assert_clean();
-            deaths += 1;
-            if lived {
-                break;
-            }
-        }
-    }
-    println!("{deaths} deaths");
-}
-
-#[test]
 fn what_is_for_rent_is_found_with_its_price_and_its_quota() {
     let Some(stage) = Stage::new(|_| {}) else { return };
     stage.cloud.restrict(T4, "westus2", None);
