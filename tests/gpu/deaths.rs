@@ -125,7 +125,7 @@ struct Killed {
 
 const AGENTS: [Killed; 8] = [
     Killed { run: "hello", after: "rented", verb: "attend", later: 0 },
-    Killed { run: "preparing", after: "rented", verb: "attend", later: 150 },
+    Killed { run: "preparing", after: "rented", verb: "attend", later: 60 },
     Killed { run: "starting", after: "prepared", verb: "start", later: 0 },
     Killed { run: "keeping", after: "prepared", verb: "watch", later: 0 },
     Killed { run: "kept", after: "started", verb: "watch", later: 1500 },
@@ -152,6 +152,9 @@ fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lo
     let (dir, port) = (here.dir.path().to_owned(), sshd.port);
     let large = "(out / 'large').write_bytes(bytes(range(256)) * 100_000)\nsys.exit(7)";
     fs::write(here.path("code/train.py"), here::SCRIPT.replace("sys.exit(7)", large)).unwrap();
+    // What is sent takes a moment, and cannot be made smaller: each number's first digest.
+    let noise: Vec<u8> = (0..8_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(here.path("code/noise"), noise).unwrap();
     let Some(story) = Story::faster(here, port, sshd, "") else { return };
     // Stories beside one another see each other's processes.
     let name = |killed: &Killed| format!("{}-{}", killed.run, std::process::id());
@@ -162,7 +165,7 @@ fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lo
             fs::create_dir(&there).unwrap();
             story.begin(&run, &[], &[there.to_str().unwrap(), "4"]);
             scope.spawn(move || {
-                story.here.until("an agent to kill", || {
+                story.here.until(&format!("{run}: an agent to kill"), || {
                     let is_time = story.here.events(&run).last().is_some_and(|last| last == killed.after);
                     let Some(pid) =
                         is_time.then(|| agents(&run, killed.verb)).and_then(|all| all.first().copied())

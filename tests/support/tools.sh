@@ -44,7 +44,7 @@ if [ ${#missing[@]} != 0 ]; then
     apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 --quiet)
     "${apt[@]}" update
     # Ubuntu has no package of it; without it, what would look at pages says that it is skipped.
-    if [ "$1" = test ] && apt-cache policy chromium | grep -q 'Candidate: [0-9]'; then missing+=(chromium); fi
+    if [ "$1" = test ] && [[ $(apt-cache policy chromium) =~ 'Candidate: '[0-9] ]]; then missing+=(chromium); fi
     case " ${missing[*]} " in
     *" openssh-server "*)
         # Debian's own sign that sshd shall not run by itself: tests start one of their own, on loopback.
