@@ -59,12 +59,12 @@ fn main() -> Result<()> {
     let known = |part: &&str| INSTALLING.contains(part) || gpu::PARTS.contains(part);
     ensure!(only.iter().flatten().all(known), USAGE);
     let wanted = |part: &str| only.as_ref().is_none_or(|only| only.contains(&part));
-    let (mut rows, mut tasks) = (Vec::new(), None);
+    let (mut rows, mut tasks, mut done) = (Vec::new(), None, Ok(()));
     if INSTALLING.into_iter().any(wanted) {
         tasks = Some(installing(rounds, cold, &wanted, &mut rows)?);
     }
     if gpu::PARTS.into_iter().any(wanted) {
-        rows.extend(gpu::table(program, rounds, &wanted)?);
+        done = gpu::table(program, rounds, &wanted, &mut rows);
     }
     let load = std::fs::read_to_string("/proc/loadavg")?;
     let load = load.split(' ').next().unwrap_or_default();
@@ -77,7 +77,7 @@ fn main() -> Result<()> {
         println!("{:<46} {:>10} {:>19} {:>14}", "", "median", "least to most", "ratio");
         rows.iter().for_each(|row| println!("{row}"));
     }
-    Ok(())
+    done
 }
 
 /// The headquarters, on machines of the lab. How many tasks the others' playbooks have.

@@ -21,7 +21,7 @@ const NAMES: [&str; 4] = ["numpy", "scipy", "sklearn", "PIL"];
 /// As one finds it in many a README. What is there already is not made again.
 const BY_HAND: &str = r#"
 rsync -az --delete -e "$SSH" "$HERE/first/" "$AT:$HOME_THERE/first/"
-rsync -a --delete -e "$SSH" "$HERE/data/ucf/" "$AT:$HOME_THERE/data/ucf/"
+rsync -a --mkpath --delete -e "$SSH" "$HERE/data/ucf/" "$AT:$HOME_THERE/data/ucf/"
 $SSH "$AT" "cd $HOME_THERE; $INSTALL"
 $SSH "$AT" "cd $HOME_THERE; ECHOES_DATA=$HOME_THERE/data env/bin/python -u first/train.py data $NAMES"
 "#;

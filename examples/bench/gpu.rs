@@ -47,11 +47,15 @@ for name in sys.argv[2:]:
 print("tree", whole.hexdigest(), flush=True)
 "#;
 
-pub fn table(program: Option<PathBuf>, rounds: usize, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Row>> {
+/// What is measured stays so when a later part fails.
+pub fn table(
+    program: Option<PathBuf>,
+    rounds: usize,
+    wanted: &dyn Fn(&str) -> bool,
+    table: &mut Vec<Row>,
+) -> Result<()> {
     let program = program.map_or_else(unpacked, Ok)?;
-    let far = Far::start(Path::new(TOP))?;
-    let bench = Bench { far, program: fs::canonicalize(program)?, runs: 0.into() };
-    let mut table = Vec::new();
+    let bench = Bench { far: Far::start()?, program: fs::canonicalize(program)?, runs: 0.into() };
     if wanted("code") {
         table.extend(bench.code(rounds)?);
     }
@@ -64,13 +68,13 @@ pub fn table(program: Option<PathBuf>, rounds: usize, wanted: &dyn Fn(&str) -> b
     if wanted("cli") {
         table.extend(bench.cli(rounds)?);
     }
-    Ok(table)
+    Ok(())
 }
 
 /// The program of the package, as a user gets it.
 fn unpacked() -> Result<PathBuf> {
     let dir = Path::new(TOP).join("target/bench-tools/package");
-    sh("rm -rf \"$2\" && dpkg-deb --extract \"$1\" \"$2\"", &[&crate::hq::deb(), &dir])?;
+    sh("rm -rf \"$2\" && mkdir -p \"$2\" && dpkg-deb --extract \"$1\" \"$2\"", &[&crate::hq::deb(), &dir])?;
     Ok(dir.join("usr/bin/echoes-appliance"))
 }
 
