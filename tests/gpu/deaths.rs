@@ -16,8 +16,6 @@ use std::{
     collections::BTreeMap,
     fs,
     sync::{Arc, Mutex},
-    thread::sleep,
-    time::Duration,
 };
 
 /// A request at which a driver dies.
@@ -114,87 +112,77 @@ fn a_driver_killed_at_any_request_is_replaced_by_one_sweep_and_nothing_is_left_o
     eprintln!("{} drivers were killed at requests", runs.len());
 }
 
-/// An agent that is killed: the first one of this verb that is seen once the run's journal ends in `after`, and so many
-/// milliseconds later.
+/// An agent that is killed: in one of its verbs, once the run's journal ends in `after`, and so many seconds later.
 struct Killed {
     run: &'static str,
-    after: &'static str,
     verb: &'static str,
-    later: u64,
+    after: &'static str,
+    later: &'static str,
 }
 
-const AGENTS: [Killed; 8] = [
-    Killed { run: "hello", after: "rented", verb: "attend", later: 0 },
-    Killed { run: "preparing", after: "rented", verb: "attend", later: 60 },
-    Killed { run: "starting", after: "prepared", verb: "start", later: 0 },
-    Killed { run: "keeping", after: "prepared", verb: "watch", later: 0 },
-    Killed { run: "kept", after: "started", verb: "watch", later: 1500 },
-    Killed { run: "polled", after: "started", verb: "attend", later: 0 },
-    Killed { run: "fetched", after: "exited", verb: "attend", later: 0 },
-    Killed { run: "fetching", after: "exited", verb: "attend", later: 60 },
+/// Stories beside one another see each other's processes: no two have a run of the same name.
+const AGENTS: [Killed; 7] = [
+    Killed { run: "agent-hello", verb: "attend", after: "rented", later: "0" },
+    Killed { run: "agent-preparing", verb: "attend", after: "rented", later: "0.06" },
+    Killed { run: "agent-starting", verb: "start", after: "prepared", later: "0" },
+    Killed { run: "agent-started", verb: "start", after: "prepared", later: "0.02" },
+    Killed { run: "agent-asked", verb: "attend", after: "started", later: "0" },
+    Killed { run: "agent-ended", verb: "attend", after: "exited", later: "0" },
+    Killed { run: "agent-fetching", verb: "attend", after: "exited", later: "0.06" },
 ];
 
-/// The processes of a run's machine that do this.
-fn agents(run: &str, verb: &str) -> Vec<i32> {
-    let agent = |entry: fs::DirEntry| {
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-        let ours = words.get(1..3)? == [b"agent", verb.as_bytes()] && words.contains(&run.as_bytes());
-        ours.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
-    };
-    fs::read_dir("/proc").unwrap().flatten().filter_map(agent).collect()
-}
+/// The one whose script's keeper is killed, and its script with it.
+const KEPT: &str = "agent-kept";
 
 #[test]
 fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lost() {
     let Some(here) = Here::new() else { return };
     let Some(sshd) = Sshd::new(&here, None) else { return };
+    sshd.bring_agent(&here, include_str!("../support/mortal.sh"));
     let (dir, port) = (here.dir.path().to_owned(), sshd.port);
-    let large = "(out / 'large').write_bytes(bytes(range(256)) * 100_000)\nsys.exit(7)";
-    fs::write(here.path("code/train.py"), here::SCRIPT.replace("sys.exit(7)", large)).unwrap();
-    // What is sent takes a moment, and cannot be made smaller: each number's first digest.
+    // What is sent and what comes home take a moment, and cannot be made smaller: each number's first digest.
     let noise: Vec<u8> = (0..8_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     fs::write(here.path("code/noise"), noise).unwrap();
+    let large = "(out / 'large').write_bytes(open('noise', 'rb').read() * 3)\nsys.exit(7)";
+    fs::write(here.path("code/train.py"), here::SCRIPT.replace("sys.exit(7)", large)).unwrap();
     let Some(story) = Story::faster(here, port, sshd, "") else { return };
-    // Stories beside one another see each other's processes.
-    let name = |killed: &Killed| format!("{}-{}", killed.run, std::process::id());
-    std::thread::scope(|scope| {
-        for killed in AGENTS {
-            let (story, run) = (&story, name(&killed));
-            let there = dir.join(&run);
-            fs::create_dir(&there).unwrap();
-            story.begin(&run, &[], &[there.to_str().unwrap(), "4"]);
-            scope.spawn(move || {
-                story.here.until(&format!("{run}: an agent to kill"), || {
-                    let is_time = story.here.events(&run).last().is_some_and(|last| last == killed.after);
-                    let Some(pid) =
-                        is_time.then(|| agents(&run, killed.verb)).and_then(|all| all.first().copied())
-                    else {
-                        return false;
-                    };
-                    sleep(Duration::from_millis(killed.later));
-                    // One that was done by then is followed by another.
-                    kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
-                });
-                story.until_event(&run, "returned");
-            });
-        }
-    });
+    let runs: Vec<_> = AGENTS.iter().map(|killed| killed.run).chain([KEPT]).collect();
     for killed in AGENTS {
-        let run = name(&killed);
+        let when = format!("{} {} {}\n", killed.verb, killed.after, killed.later);
+        fs::write(dir.join(format!("dies-{}", killed.run)), when).unwrap();
+    }
+    for run in &runs {
+        fs::create_dir(dir.join(run)).unwrap();
+        story.begin(run, &[], &[dir.join(run).to_str().unwrap(), "4"]);
+    }
+    story.here.until("the death of a keeper", || {
+        let begun = dir.join(KEPT).join("starts").exists();
+        begun && keeper(KEPT).is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+    });
+    for run in &runs {
+        story.until_event(run, "returned");
         let log = fs::read_to_string(story.here.inside(&format!("{}/{run}/driver.log", here::RUNS))).unwrap();
-        let starts = fs::read(dir.join(&run).join("starts")).unwrap_or_default().len();
-        // A keeper takes its script along, and the next one begins it again.
-        let most = if killed.verb == "watch" { 2 } else { 1 };
-        assert!((1..=most).contains(&starts), "{run} was begun {starts} times: {log}");
-        assert!(killed.run != "kept" || starts == 2, "{run}: its script outlived its keeper: {log}");
-        assert_eq!(story.here.result(&run, "step3.txt").as_deref(), Some("loss 3"), "{run}: {log}");
+        assert!(*run == KEPT || dir.join(format!("died-{run}")).exists(), "{run}: nobody died: {log}");
+        let starts = fs::read(dir.join(run).join("starts")).unwrap_or_default().len();
+        assert_eq!(starts, if *run == KEPT { 2 } else { 1 }, "{run} was begun so often: {log}");
+        assert_eq!(story.here.result(run, "step3.txt").as_deref(), Some("loss 3"), "{run}: {log}");
         let came = fs::metadata(story.here.path(&format!("data/azure_results/{run}/out/large"))).unwrap();
-        assert_eq!(came.len(), 25_600_000, "{run}: {log}");
-        let receipt = story.receipt(&run);
+        assert_eq!(came.len(), 24 << 20, "{run}: {log}");
+        let receipt = story.receipt(run);
         let said = (&receipt["proven_gone"], &receipt["all_home"], &receipt["exit_status"]);
         assert_eq!(said, (&true.into(), &true.into(), &7.into()), "{receipt}");
     }
     story.nothing_left();
-    eprintln!("{} agents were killed", AGENTS.len());
+    eprintln!("{} agents were killed", runs.len());
+}
+
+/// The process that keeps a run's script on its machine.
+fn keeper(run: &str) -> Option<i32> {
+    let keeper = |entry: fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        let ours = words.get(1..3)? == [&b"agent"[..], b"watch"] && words.contains(&run.as_bytes());
+        ours.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
+    };
+    fs::read_dir("/proc").unwrap().flatten().find_map(keeper)
 }

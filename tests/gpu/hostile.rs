@@ -12,7 +12,6 @@ use std::{
     cell::RefCell,
     collections::BTreeMap,
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Output},
 };
@@ -65,16 +64,8 @@ fn story() -> Option<Story> {
         eprintln!("SKIPPED: machines that lie: there is no python3 here");
         return None;
     };
-    let hash = Command::new("sha256sum").arg(PROGRAM).output().unwrap();
-    let liar = include_str!("../support/liar.py").replace("@REAL@", PROGRAM);
-    let liar = liar.replace("@DIR@", here.dir.path().to_str().unwrap());
-    let disk = here.path("disk");
-    let bin = disk.join(".echoes/bin").join(&words(&hash.stdout)[..64]);
-    fs::create_dir_all(&bin).unwrap();
-    let program = bin.join("echoes-appliance");
-    fs::write(&program, format!("#!{}\n{liar}", words(&python.stdout).trim())).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    *sshd.brought.lock().unwrap() = Some(disk);
+    let liar = include_str!("../support/liar.py");
+    sshd.bring_agent(&here, &format!("#!{}\n{liar}", words(&python.stdout).trim()));
     for kept in ["canary/kept", "data/kept", "data/azure_results/kept"] {
         let at = here.path(kept);
         fs::create_dir_all(at.parent().unwrap()).unwrap();

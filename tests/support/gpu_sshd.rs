@@ -7,7 +7,7 @@
 use crate::{
     cloud::{Metal, Order},
     gpu_story::words,
-    here::Here,
+    here::{Here, PROGRAM},
 };
 use std::{
     collections::BTreeMap,
@@ -72,6 +72,19 @@ impl Sshd {
     /// Where the machine is that was made as the `n`th, from 1.
     pub fn address(n: u8) -> Ipv4Addr {
         Ipv4Addr::new(127, 0, 1, n)
+    }
+
+    /// What machines have in the place of our agent, from their first start.
+    pub fn bring_agent(&self, here: &Here, text: &str) {
+        let hash = Command::new("sha256sum").arg(PROGRAM).output().unwrap();
+        let disk = here.path("disk");
+        let bin = disk.join(".echoes/bin").join(&words(&hash.stdout)[..64]);
+        fs::create_dir_all(&bin).unwrap();
+        let program = bin.join("echoes-appliance");
+        let text = text.replace("@REAL@", PROGRAM).replace("@DIR@", here.dir.path().to_str().unwrap());
+        fs::write(&program, text).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        *self.brought.lock().unwrap() = Some(disk);
     }
 
     fn start(&self, order: &Order, n: u8) -> Child {
