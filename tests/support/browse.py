@@ -11,6 +11,7 @@ of the browser.
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,15 +128,19 @@ def main():
     address, directory, *pages = sys.argv[1:]
     pages = [page.split("=", 1) for page in pages]
     hosts = sorted({urlsplit(url).hostname for url, _ in pages})
-    with tempfile.TemporaryDirectory() as profile:
-        browser = Browser(address, hosts, profile)
-        try:
-            for n, (url, text) in enumerate(pages):
-                name = f"{n + 1}-{urlsplit(url).hostname.split('.')[0]}.png"
-                print(json.dumps(browser.open(url, text, Path(directory, name))), flush=True)
-        finally:
-            browser.process.kill()
-            browser.process.wait()
+    profile = tempfile.mkdtemp()
+    browser = Browser(address, hosts, profile)
+    try:
+        for n, (url, text) in enumerate(pages):
+            name = f"{n + 1}-{urlsplit(url).hostname.split('.')[0]}.png"
+            print(json.dumps(browser.open(url, text, Path(directory, name))), flush=True)
+    finally:
+        browser.process.kill()
+        browser.process.wait()
+        # Its helpers end a little later than it does, and write until then.
+        while os.path.exists(profile):
+            shutil.rmtree(profile, ignore_errors=True)
+            time.sleep(0.1)
 
 
 main()
