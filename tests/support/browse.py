@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 PATIENCE = 40  # seconds: TensorBoard is large, and the machine may be busy
+TRIES = 10  # each only after the network has changed
 
 
 def key_of(address, host):
@@ -101,17 +102,14 @@ class Browser:
         elif event == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.wrong.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
 
-    def open(self, url, text, picture):
-        self.session, self.wrong = None, []
-        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ["Page", "Runtime", "Network", "Log"]:
-            self.ask(f"{domain}.enable")
-        self.ask("Fetch.enable", handleAuthRequests=True)
-        self.ask("Page.navigate", url=url)
+    def network_changed(self):
+        """Another machine of the lab came or went, and Chromium gave up what it was fetching, as it does on the road."""
+        return any("ERR_NETWORK_CHANGED" in one for one in self.wrong)
+
+    def look_for(self, text):
         look = f"[document.title, document.body?.innerText.includes({json.dumps(text)}) ?? false]"
         since, title, found = time.monotonic(), "", False
-        while not found and time.monotonic() < since + PATIENCE:
+        while not found and not self.network_changed() and time.monotonic() < since + PATIENCE:
             time.sleep(0.25)
             title, found = self.ask("Runtime.evaluate", expression=look, returnByValue=True)["result"]["value"]
         # What is drawn after the words are there: charts, fonts.
@@ -119,6 +117,21 @@ class Browser:
         while time.monotonic() < end:
             self.ask("Runtime.evaluate", expression="0")
             time.sleep(0.1)
+        return title, found
+
+    def open(self, url, text, picture):
+        self.session, self.wrong = None, []
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ["Page", "Runtime", "Network", "Log"]:
+            self.ask(f"{domain}.enable")
+        self.ask("Fetch.enable", handleAuthRequests=True)
+        for _ in range(TRIES):
+            since, self.wrong = time.monotonic(), []
+            self.ask("Page.navigate", url=url)
+            title, found = self.look_for(text)
+            if not self.network_changed():
+                break
         image = self.ask("Page.captureScreenshot", format="png")["data"]
         Path(picture).write_bytes(base64.b64decode(image))
         return {"url": url, "title": title, "found": found, "seconds": round(time.monotonic() - since, 1), "wrong": self.wrong}
