@@ -140,9 +140,8 @@ fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lo
     let Some(sshd) = Sshd::new(&here, None) else { return };
     sshd.bring_agent(&here, include_str!("../support/mortal.sh"));
     let (dir, port) = (here.dir.path().to_owned(), sshd.port);
-    // What is sent and what comes home take a moment, and cannot be made smaller: each number's first digest.
-    let noise: Vec<u8> = (0..8_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    fs::write(here.path("code/noise"), noise).unwrap();
+    // What is sent and what comes home take a moment.
+    fs::write(here.path("code/noise"), here::noise(8 << 20)).unwrap();
     let large = "(out / 'large').write_bytes(open('noise', 'rb').read() * 3)\nsys.exit(7)";
     fs::write(here.path("code/train.py"), here::SCRIPT.replace("sys.exit(7)", large)).unwrap();
     let Some(story) = Story::faster(here, port, sshd, "") else { return };
@@ -157,7 +156,7 @@ fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lo
     }
     story.here.until("the death of a keeper", || {
         let begun = dir.join(KEPT).join("starts").exists();
-        begun && keeper(KEPT).is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
+        begun && here::keeper(KEPT).is_some_and(|pid| kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok())
     });
     for run in &runs {
         story.until_event(run, "returned");
@@ -174,15 +173,4 @@ fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lo
     }
     story.nothing_left();
     eprintln!("{} agents were killed", runs.len());
-}
-
-/// The process that keeps a run's script on its machine.
-fn keeper(run: &str) -> Option<i32> {
-    let keeper = |entry: fs::DirEntry| {
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-        let ours = words.get(1..3)? == [&b"agent"[..], b"watch"] && words.contains(&run.as_bytes());
-        ours.then(|| entry.file_name().to_str()?.parse().ok()).flatten()
-    };
-    fs::read_dir("/proc").unwrap().flatten().find_map(keeper)
 }

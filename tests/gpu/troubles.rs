@@ -32,9 +32,8 @@ impl World {
         let sshd = Sshd::new(&here, Some(Box::new(move |id, to| between.lay(id, to))))?;
         let large = format!("(out / 'large').write_bytes(bytes(range(256)) * {})\nsys.exit(7)", LARGE / 256);
         fs::write(here.path("code/train.py"), SCRIPT.replace("sys.exit(7)", &large)).unwrap();
-        // What is sent takes a moment, and cannot be made smaller: each number's first digest.
-        let noise: Vec<u8> = (0..3_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        fs::write(here.path("code/noise"), noise).unwrap();
+        // What is sent takes a moment.
+        fs::write(here.path("code/noise"), here::noise(3 << 20)).unwrap();
         let story = Story::faster(here, sshd.port, sshd, "")?;
         Some(Self { story, network })
     }

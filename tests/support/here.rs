@@ -176,18 +176,37 @@ impl Drop for Here {
     }
 }
 
+/// Every process with its command line.
+fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
+    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let words = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        Some((entry.file_name().to_str()?.parse().ok()?, words.collect()))
+    })
+}
+
 /// The drivers whose data are there, with their runs, by their own words.
 pub fn drivers(data: &Path) -> Vec<(i32, String)> {
     let data = format!("data.path={}", data.display());
-    let driver = |entry: fs::DirEntry| {
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let words: Vec<String> =
-            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    let driver = |(pid, words): (i32, Vec<String>)| {
         let at = words.windows(2).position(|pair| pair == ["gpu", "drive"])?;
         let ours = words[0].ends_with("echoes-appliance") && words.contains(&data);
-        ours.then(|| Some((entry.file_name().to_str()?.parse().ok()?, words.get(at + 2)?.clone()))).flatten()
+        ours.then(|| Some((pid, words.get(at + 2)?.clone()))).flatten()
     };
-    fs::read_dir("/proc").unwrap().flatten().filter_map(driver).collect()
+    processes().filter_map(driver).collect()
+}
+
+/// The process that keeps a run's script on its machine.
+pub fn keeper(run: &str) -> Option<i32> {
+    let keeps = |words: &[String]| {
+        words.get(1..3).is_some_and(|verb| verb == ["agent", "watch"]) && words.iter().any(|word| word == run)
+    };
+    processes().find_map(|(pid, words)| keeps(&words).then_some(pid))
+}
+
+/// Bytes that cannot be made smaller: each number's first digest.
+pub fn noise(len: u32) -> Vec<u8> {
+    (0..len).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
 /// Whether a process has let go of all that it held. Its entry may stay until somebody asks how it ended.
