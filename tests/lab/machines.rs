@@ -270,7 +270,7 @@ fn what_a_killed_test_left_is_swept_by_the_next_and_the_living_are_spared() -> R
     }
     let alive = Machine::boot(Release::Bookworm)?;
     let mut victim = Command::new(std::env::current_exe()?)
-        .args(["--ignored", "--exact", "victim", "--nocapture"])
+        .args(["--ignored", "--exact", "machines::victim", "--nocapture"])
         .stdout(std::process::Stdio::piped())
         .spawn()?;
     let mut said = std::io::BufReader::new(victim.stdout.take().context("it was asked for")?);
