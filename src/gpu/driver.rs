@@ -125,6 +125,7 @@ impl<'a> Errands<'a> {
 
 impl Job for Errands<'_> {
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.errand.on_another_machine(spec)?;
         let secrets = loan::secrets(self.host, &spec.run)?.into_iter().collect();
         let mut given = given(self.host, self.config, spec, secrets)?;
         if !given.tags.is_empty() {

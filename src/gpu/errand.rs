@@ -307,13 +307,8 @@ impl<'a> Errand<'a> {
         })
     }
 
-    /// With the directory that its results come home to, and somebody on the machine who gives them.
-    fn with_home<T>(
-        &self,
-        spec: &Spec,
-        machine: &Machine,
-        bring: impl FnOnce(&mut Home<'_>, &mut Wire) -> Result<T>,
-    ) -> Result<T> {
+    /// With the directory that its results come home to.
+    fn with_home<T>(&self, spec: &Spec, doing: impl FnOnce(&mut Home<'a>) -> Result<T>) -> Result<T> {
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         if home.is_none() {
             let dir = self.given.results.join(spec.run.as_str());
@@ -321,8 +316,22 @@ impl<'a> Errand<'a> {
             let Given { quota, owner, .. } = self.given;
             *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
         }
-        let home = home.as_mut().context("there is no home")?;
-        self.hold(spec, machine, FETCHING, |wire| bring(home, wire))
+        doing(home.as_mut().context("there is no home")?)
+    }
+
+    /// The same, with somebody on the machine who gives them.
+    fn bring_home<T>(
+        &self,
+        spec: &Spec,
+        machine: &Machine,
+        bring: impl FnOnce(&mut Home<'a>, &mut Wire) -> Result<T>,
+    ) -> Result<T> {
+        self.with_home(spec, |home| self.hold(spec, machine, FETCHING, |wire| bring(home, wire)))
+    }
+
+    /// To be said before a machine is prepared.
+    pub fn on_another_machine(&self, spec: &Spec) -> Result<()> {
+        self.with_home(spec, Home::anew)
     }
 
     fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
@@ -395,7 +404,7 @@ impl Job for Errand<'_> {
             Standing::Exited(exit) => Ok(Stand::Exited(exit)),
             Standing::Running => {
                 // What people watch comes at once. What cannot be written here is told of when files come.
-                match self.with_home(spec, machine, |home, wire| home.listen(wire, Instant::now() + TURN)) {
+                match self.bring_home(spec, machine, |home, wire| home.listen(wire, Instant::now() + TURN)) {
                     Err(error) if is_lost(&error) => Err(error),
                     _ => Ok(Stand::Running),
                 }
@@ -414,7 +423,7 @@ impl Job for Errand<'_> {
     }
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
-        self.with_home(spec, machine, |home, wire| {
+        self.bring_home(spec, machine, |home, wire| {
             // Asked before the list: what is there once the script has ended stays as it is.
             wire.tell(&Ask::Look)?;
             let standing = wire.hear::<Look>()?.standing;

@@ -82,6 +82,8 @@ pub enum Landed {
         theirs: u64,
         ours: u64,
     },
+    /// Another machine goes on with the run: its books begin anew over there, and are added to those here.
+    Anew,
 }
 
 /// All of it: a fold over the journal.
@@ -103,6 +105,7 @@ impl Memory {
             }
             Landed::Left { root, path, .. } => drop(self.left.insert((root, path))),
             Landed::Book { book, theirs, ours } => drop(self.books.insert(book, (theirs, ours))),
+            Landed::Anew => self.books.values_mut().for_each(|(theirs, _)| *theirs = 0),
         }
     }
 
@@ -239,6 +242,16 @@ impl<'a> Home<'a> {
         Ok(whole && ended)
     }
 
+    /// What comes from now on is of a machine where the script was never started: none of what is known of an earlier one's
+    /// books holds there.
+    pub fn anew(&mut self) -> Result<()> {
+        (self.seen, self.coming) = (HashMap::new(), None);
+        if self.memory.books.values().all(|(theirs, _)| *theirs == 0) {
+            return Ok(());
+        }
+        self.note(Landed::Anew)
+    }
+
     /// What the script has said since, and how its machine is. Whether that is all so far.
     pub fn listen(&mut self, wire: &mut Wire, until: Instant) -> Result<bool> {
         let log = self.read_on(wire, Book::Log, until)?;
@@ -369,9 +382,12 @@ impl<'a> Home<'a> {
             receiving.rest()?;
             if len > 0 {
                 let mut text = Vec::new();
-                if page.from > theirs && book == Book::Log {
+                if book == Book::Log && theirs == 0 && ours > 0 {
+                    text.extend(b"\n[echoes-appliance: on another machine]\n");
+                }
+                if book == Book::Log && page.from > theirs {
                     let lost = page.from - theirs;
-                    text = format!("\n[echoes-appliance: {lost} bytes are left out]\n").into_bytes();
+                    text.extend(format!("\n[echoes-appliance: {lost} bytes are left out]\n").into_bytes());
                 }
                 text.extend(bytes);
                 text.truncate(usize::try_from(self.quota.book - ours)?);

@@ -39,6 +39,7 @@ step = max((int(path.stem[4:]) for path in out.glob("step*.txt")), default=0)
 value = int((out / f"step{step}.txt").read_text()) if step else 1
 tries = len(list(out.glob("try*.txt")))
 put(f"try{tries}.txt", f"{os.environ['ECHOES_ATTEMPT']} {step} {int(time.time())} {os.environ['ECHOES_UNTIL']}")
+print("began after", step, flush=True)
 while not pathlib.Path(sys.argv[1]).exists():
     if taken:
         put("taken.txt", str(step))
@@ -288,6 +289,10 @@ fn a_spot_machine_is_taken_away_with_notice_and_the_run_goes_on_elsewhere_from_i
     let tries = rented.tries(run);
     let begun: Vec<_> = tries.iter().map(|one| (one.attempt, one.after)).collect();
     assert_eq!(begun, [(1, 0), (1, last)]);
+    let log = story.here.result(run, "log.txt").unwrap();
+    let both =
+        format!("began after 0\n\n[echoes-appliance: on another machine]\nbegan after {last}\nended after ");
+    assert!(log.starts_with(&both), "{log}");
     let terms: Vec<_> = tries.iter().map(|one| one.until - one.began).collect();
     assert!(terms[1] < terms[0], "on the second machine it has the time that is left: {terms:?}");
     let receipt = story.receipt(run);

@@ -150,6 +150,7 @@ impl World {
 
     fn prepared_and_started(&self) {
         self.with(|errand| {
+            errand.on_another_machine(&self.spec).unwrap_or_else(|e| panic!("{e:#}"));
             errand.prepare(&self.spec, &self.machine).unwrap_or_else(|e| panic!("{e:#}"));
             errand.start(&self.spec, &self.machine).unwrap_or_else(|e| panic!("{e:#}"));
         });
@@ -474,7 +475,8 @@ while :; do sleep 0.1; done
 #[test]
 fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
     let world = World::new(
-        "n=$(cat \"$ECHOES_OUT/steps\" 2>/dev/null || echo 0); echo $((n + 1)) > \"$ECHOES_OUT/steps\"",
+        "n=$(cat \"$ECHOES_OUT/steps\" 2>/dev/null || echo 0); echo $((n + 1)) > \"$ECHOES_OUT/steps\"
+        echo \"after $n\"; [ $n = 1 ] || echo and more",
     );
     world.prepared_and_started();
     world.ended();
@@ -486,6 +488,9 @@ fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
     world.ended();
     assert!(world.fetched());
     assert_eq!(world.here("out/steps"), "2\n");
+    // It says less there than what we had read of the first one's words.
+    let log = "after 0\nand more\n\n[echoes-appliance: on another machine]\nafter 1\n";
+    assert_eq!(world.here("log.txt"), log);
 }
 
 /// A package as small as they get, in the project itself: what is tried is our part, not an index.
