@@ -113,6 +113,7 @@ impl Bench {
         let name = format!("bench-{}", self.runs.replace(self.runs.get() + 1));
         let machine = format!("ssh://root@{}", self.far.address(link));
         let setting = |name: &str, value: &Path| format!("{name}={}", value.display());
+        settled()?;
         let out = self
             .far
             .near(&self.program)
@@ -150,6 +151,7 @@ impl Bench {
     }
 
     pub fn typed(&self, link: Link, script: &str) -> Result<(f64, String)> {
+        settled()?;
         let since = Instant::now();
         let out = self.typing(link, script).output()?;
         let seconds = since.elapsed().as_secs_f64();
@@ -202,6 +204,11 @@ impl Bench {
         table.extend(rows("start-up, `gpu ps --all`", ps?, vec![]));
         Ok(table)
     }
+}
+
+/// What others wrote is on the disk: ours writes its own there while it is timed, and would wait for theirs, too.
+fn settled() -> Result<()> {
+    sh("sync", &[])
 }
 
 fn quiet(command: &mut Command) -> Result<f64> {

@@ -221,18 +221,22 @@ impl<'a> Errand<'a> {
         })
     }
 
-    fn send_code(&self, spec: &Spec, wire: &mut Wire) -> Result<()> {
+    fn read_code(&self, spec: &Spec) -> Result<(Beneath, Tree)> {
         // What cannot be listed now cannot be listed in a minute either.
         let code = tree::code(self.host, &spec.project, &|line| (self.say)(line));
         let (dir, tree) = code.context(Hopeless)?;
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
         ensure_among(&tree, &script, &spec.project)?;
         self.note(provenance::code(&tree));
+        Ok((dir, tree))
+    }
+
+    fn send_code(&self, spec: &Spec, wire: &mut Wire, (dir, tree): &(Beneath, Tree)) -> Result<()> {
         // What is rented is gone after the run, and what is here is not sent far.
         let keep =
             matches!(spec.source, Source::Ssh { .. }).then(|| project_key(&spec.project)).transpose()?;
         wire.tell(&Ask::Code { hash: tree.hash(), keep })?;
-        let sent = tree::send(wire, &dir, &tree, Squeeze::Yes)?;
+        let sent = tree::send(wire, dir, tree, Squeeze::Yes)?;
         (self.say)(&match sent.files {
             0 => format!("the code is there: {} files", tree.0.len()),
             files => format!("sent {files} of {} files of code", tree.0.len()),
@@ -369,10 +373,15 @@ impl Job for Errand<'_> {
                 let gone = OnceCell::new();
                 self.send_data(spec, machine, &|| *gone.get_or_init(|| go.recv().is_ok()))
             }));
+            // It is read while the connection comes about.
+            let read = || self.read_code(spec);
+            let mut code = Some(scope.spawn(read));
             let mut tries = 0;
             loop {
                 let held = self.hold(spec, machine, SENDING, |wire| {
-                    self.send_code(spec, wire)
+                    let code = code.take().map_or_else(|| Ok(read()), |code| code.join());
+                    code.map_err(|_| anyhow!("reading the code came to a sudden end"))?
+                        .and_then(|code| self.send_code(spec, wire, &code))
                         .and_then(|()| self.send_results(spec, wire))
                         .context("sending the code")?;
                     // Who does not listen any more has said why.

@@ -113,8 +113,11 @@ impl Errand<'_> {
     fn read_data(&self, name: &str) -> Result<(Beneath, Tree)> {
         let dir = self.dataset(name)?;
         let mut known = self.known(name)?;
+        let before = known.clone();
         let tree = tree::files(&dir, &mut known)?;
-        self.remember(name, &known)?;
+        if known != before {
+            self.remember(name, &known)?;
+        }
         self.note([provenance::data(name, &tree)]);
         Ok((dir, tree))
     }
