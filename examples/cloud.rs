@@ -64,8 +64,7 @@ fn serve() -> Result<()> {
         }
     }
     let cloud = Cloud::start(options).context("starting the simulated Azure")?;
-    let port = cloud.imds().rsplit_once(':').context("an address has a port")?.1.parse()?;
-    let _way = lab.then(|| Metadata::at(port)).transpose()?;
+    let _way = lab.then(|| Metadata::of(&cloud)).transpose()?;
     let principal = cloud.principal();
     for (name, value) in [
         ("ARM", cloud.arm()),

@@ -97,8 +97,7 @@ fn open(headquarters: &str) -> Result<(UnixListener, Cloud, Metadata)> {
         ..Options::default()
     };
     let cloud = Cloud::start(options).context("Microsoft's documents are not beside the project")?;
-    let port = cloud.imds().rsplit_once(':').context("an address has a port")?.1.parse()?;
-    let way = Metadata::at(port)?;
+    let way = Metadata::of(&cloud)?;
     Ok((listener, cloud, way))
 }
 

@@ -82,8 +82,7 @@ async fn a_rented_machine_shows_our_key_and_is_gone_when_given_back() {
     };
     let Some(cloud) = Cloud::start(options) else { return };
     // Before there is a machine: what asks there must never get to whatever this host itself is in.
-    let port = cloud.imds().rsplit_once(':').unwrap().1.parse().unwrap();
-    let _way = Metadata::at(port).unwrap();
+    let _way = Metadata::of(&cloud).unwrap();
     let client = Client::new(&cloud).await;
     client.group("run", json!({})).await;
 

@@ -32,7 +32,7 @@ fn azure(headquarters: &Machine) -> Option<(Cloud, Metadata)> {
         ..Options::default()
     };
     let cloud = Cloud::start(options)?;
-    let way = Metadata::at(cloud.imds().rsplit_once(':').unwrap().1.parse().unwrap()).unwrap();
+    let way = Metadata::of(&cloud).unwrap();
     Some((cloud, way))
 }
 

@@ -91,8 +91,8 @@ impl Rented {
         };
         let story = Story::new(here, 22, "/tmp", options)?;
         // Before there is a machine: what asks there must never get to whatever this host itself is in.
-        let port = story.cloud.imds().rsplit_once(':').unwrap().1.parse().unwrap();
-        Some(Self { story, metal, before, _way: Metadata::at(port).unwrap() })
+        let way = Metadata::of(&story.cloud).unwrap();
+        Some(Self { story, metal, before, _way: way })
     }
 
     /// The script that counts, with an hour to do so.

@@ -10,7 +10,7 @@
 #![allow(dead_code)]
 
 use crate::{
-    cloud::{Metal, Order},
+    cloud::{Cloud, Metal, Order},
     lab::{Layer, Machine, Options, Release},
 };
 use anyhow::{Context as _, Result, ensure};
@@ -119,8 +119,9 @@ impl Metal for LabMetal {
 pub struct Metadata;
 
 impl Metadata {
-    /// `port` is that of a service on this host that machines can reach: not on loopback.
-    pub fn at(port: u16) -> Result<Self> {
+    /// The cloud's, which is at an address that machines can reach: not on loopback.
+    pub fn of(cloud: &Cloud) -> Result<Self> {
+        let (_, port) = cloud.imds().rsplit_once(':').context("an address has a port")?;
         let rules = format!(
             "table ip {METADATA}\ndelete table ip {METADATA}\ntable ip {METADATA} {{
                 chain into {{
