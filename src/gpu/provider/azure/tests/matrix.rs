@@ -559,7 +559,7 @@ fn stopped_by_a_person_nothing_is_left_and_nothing_is_lost() {
 }
 
 #[test]
-#[ignore = "as those before, with every harm at every moment: ten thousand lives"]
+#[ignore = "as those before, with every harm at every moment: 10,105 lives, two hours of processor time"]
 fn at_every_moment_of_every_story_nothing_is_left_and_nothing_is_lost() {
     // The hook is the whole process's.
     quietly(|| {
