@@ -333,7 +333,8 @@ impl<'a> Errand<'a> {
         self.with_home(spec, |home| self.hold(spec, machine, FETCHING, |wire| bring(home, wire)))
     }
 
-    /// To be said before a machine is prepared.
+    /// To be said before a machine is prepared, by the errand that brings its results home: no other may hold that home, not
+    /// even the one that prepares.
     pub fn on_another_machine(&self, spec: &Spec) -> Result<()> {
         self.with_home(spec, Home::anew)
     }
