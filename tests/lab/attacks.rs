@@ -153,69 +153,81 @@ const NOT_FOR_VISITORS: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn what_runs_code_or_spends_money_is_refused_in_every_spelling() {
+fn what_runs_code_or_spends_money_is_refused_in_every_spelling_on_debian_11() {
+    what_runs_code(Release::Bullseye);
+}
+
+#[test]
+fn what_runs_code_or_spends_money_is_refused_in_every_spelling_on_debian_12() {
+    what_runs_code(Release::Bookworm);
+}
+
+#[test]
+fn what_runs_code_or_spends_money_is_refused_in_every_spelling_on_debian_13() {
+    what_runs_code(Release::Trixie);
+}
+
+fn what_runs_code(release: Release) {
     if !hq::can_boot("attacks on MLflow's routes") {
         return;
     }
-    for release in releases() {
-        let machine = hq::installed(release);
-        let visitor = Visitor::new(&machine);
-        for (method, path) in NOT_FOR_VISITORS {
-            for (n, spelt) in spellings(path).into_iter().enumerate() {
-                // nginx reads a path in the same way however it came; so each is tried in one way, the first in both.
-                let versions = ["--http1.1", "--http2"];
-                for version in if n == 0 { &versions[..] } else { &versions[n % 2..][..1] } {
-                    let answer = visitor.ask(method, &spelt, &[version, "--data", "{}"]);
-                    // 400 is a path that nginx cannot read or will not pass on.
-                    assert!(
-                        matches!(answer.status, 400 | 403),
-                        "{release}: {method} {spelt} {version} answered {}: {}",
-                        answer.status,
-                        answer.body
-                    );
-                    assert!(
-                        answer.status == 400 || answer.body == "Not for remote users.\n",
-                        "{spelt}: {}",
-                        answer.body
-                    );
-                }
+    let machine = hq::installed(release);
+    let visitor = Visitor::new(&machine);
+    for (method, path) in NOT_FOR_VISITORS {
+        for (n, spelt) in spellings(path).into_iter().enumerate() {
+            // nginx reads a path in the same way however it came; so each is tried in one way, the first in both.
+            let versions = ["--http1.1", "--http2"];
+            for version in if n == 0 { &versions[..] } else { &versions[n % 2..][..1] } {
+                let answer = visitor.ask(method, &spelt, &[version, "--data", "{}"]);
+                // 400 is a path that nginx cannot read or will not pass on.
+                assert!(
+                    matches!(answer.status, 400 | 403),
+                    "{release}: {method} {spelt} {version} answered {}: {}",
+                    answer.status,
+                    answer.body
+                );
+                assert!(
+                    answer.status == 400 || answer.body == "Not for remote users.\n",
+                    "{spelt}: {}",
+                    answer.body
+                );
             }
         }
-        // A request target with a scheme and a name in it, which overrules the Host header.
-        let login = visitor.basic();
-        let absolute = |target: &str, host: &str| {
-            let request = format!(
-                "GET {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {login}\r\nConnection: close\r\n\r\n"
-            );
-            visitor.raw(&format!("mlflow.{DOMAIN}"), &request)
-        };
-        let own = format!("mlflow.{DOMAIN}");
-        for (target, host) in [
-            (format!("https://{own}/ajax-api/3.0/mlflow/assistant/config"), own.clone()),
-            (format!("http://{own}/gateway/x"), own.clone()),
-            (format!("https://{own}/gateway/proxy/x/../../../health"), own.clone()),
-            (format!("https://docs.{DOMAIN}/../gateway/x"), own.clone()),
-            ("/gateway/x".into(), format!("{own}:443")),
-            ("/gateway/x".into(), own.to_uppercase()),
-            ("/gateway/x".into(), format!("{own}.")),
-        ] {
-            let said = absolute(&target, &host);
-            let line = said.lines().next().unwrap_or_default();
-            // The docs know nothing of that path; everybody else refuses it.
-            let fine = ["403", "400", "404"].iter().any(|code| line.contains(code));
-            assert!(fine, "{release}: {target} for {host}: {said}");
-        }
-        // And what people need is not refused along with it.
-        for (method, path, expected) in [
-            ("GET", "/api/2.0/mlflow/experiments/search?max_results=1&note=a/../b", &[200][..]),
-            ("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", &[200]),
-            ("GET", "/", &[200]),
-            // How clients log traces: not there before MLflow 3.6, and a body it cannot read after.
-            ("POST", "/v1/traces", &[400, 404, 405, 415, 422]),
-        ] {
-            let answer = visitor.ask(method, path, &[]);
-            assert!(expected.contains(&answer.status), "{release}: {path} answered {}", answer.status);
-        }
+    }
+    // A request target with a scheme and a name in it, which overrules the Host header.
+    let login = visitor.basic();
+    let absolute = |target: &str, host: &str| {
+        let request = format!(
+            "GET {target} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Basic {login}\r\nConnection: close\r\n\r\n"
+        );
+        visitor.raw(&format!("mlflow.{DOMAIN}"), &request)
+    };
+    let own = format!("mlflow.{DOMAIN}");
+    for (target, host) in [
+        (format!("https://{own}/ajax-api/3.0/mlflow/assistant/config"), own.clone()),
+        (format!("http://{own}/gateway/x"), own.clone()),
+        (format!("https://{own}/gateway/proxy/x/../../../health"), own.clone()),
+        (format!("https://docs.{DOMAIN}/../gateway/x"), own.clone()),
+        ("/gateway/x".into(), format!("{own}:443")),
+        ("/gateway/x".into(), own.to_uppercase()),
+        ("/gateway/x".into(), format!("{own}.")),
+    ] {
+        let said = absolute(&target, &host);
+        let line = said.lines().next().unwrap_or_default();
+        // The docs know nothing of that path; everybody else refuses it.
+        let fine = ["403", "400", "404"].iter().any(|code| line.contains(code));
+        assert!(fine, "{release}: {target} for {host}: {said}");
+    }
+    // And what people need is not refused along with it.
+    for (method, path, expected) in [
+        ("GET", "/api/2.0/mlflow/experiments/search?max_results=1&note=a/../b", &[200][..]),
+        ("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", &[200]),
+        ("GET", "/", &[200]),
+        // How clients log traces: not there before MLflow 3.6, and a body it cannot read after.
+        ("POST", "/v1/traces", &[400, 404, 405, 415, 422]),
+    ] {
+        let answer = visitor.ask(method, path, &[]);
+        assert!(expected.contains(&answer.status), "{release}: {path} answered {}", answer.status);
     }
 }
 
@@ -319,53 +331,65 @@ for rule in flask.url_map.iter_rules():
 "#;
 
 #[test]
-fn foreign_names_origins_and_addresses_get_nowhere() {
+fn foreign_names_origins_and_addresses_get_nowhere_on_debian_11() {
+    foreign_names(Release::Bullseye);
+}
+
+#[test]
+fn foreign_names_origins_and_addresses_get_nowhere_on_debian_12() {
+    foreign_names(Release::Bookworm);
+}
+
+#[test]
+fn foreign_names_origins_and_addresses_get_nowhere_on_debian_13() {
+    foreign_names(Release::Trixie);
+}
+
+fn foreign_names(release: Release) {
     if !hq::can_boot("foreign names") {
         return;
     }
-    for release in releases() {
-        let machine = hq::installed(release);
-        let visitor = Visitor::new(&machine);
-        // TLS for one of ours, and then another name: no answer at all.
-        for host in ["evil.test", "localhost", "127.0.0.1:5000", ""] {
-            for version in ["--http1.1", "--http2"] {
-                let answer = visitor.ask("GET", "/", &[version, "--header", &format!("Host: {host}")]);
-                if host.is_empty() {
-                    // curl then sends none: HTTP/1.1 without a name is a bad request.
-                    assert!(answer.status != 200 || version == "--http2", "{release}: no Host was served");
-                } else {
-                    assert_eq!(
-                        answer.status, 0,
-                        "{release} {version}: Host {host} got {}: {}",
-                        answer.status, answer.body
-                    );
-                }
-            }
-        }
-        let ip = machine.ip();
-        let plain = visitor.curl(&format!("http://{ip}/"), &["--header", "Host: evil.test"]);
-        assert_eq!((plain.curl, plain.status), (52, 0), "{release}: a foreign name over http was answered");
-        let tls = visitor.curl(&format!("https://{ip}/"), &["--insecure"]);
-        assert_eq!(tls.status, 0, "{release}: the bare address was answered");
-        // A page of somebody else's that uses the visitor's password.
-        let create = "/api/2.0/mlflow/experiments/create";
-        let json = ["--header", "Content-Type: application/json", "--data", "{\"name\":\"stolen\"}"];
-        if release != Release::Bullseye {
-            // MLflow has looked at the origin since 3.5.
-            for origin in ["https://evil.test", "null", "https://mlflow.localhost.evil.test"] {
-                let answer = visitor.ask(
-                    "POST",
-                    create,
-                    &[&["--header", &format!("Origin: {origin}")], &json[..]].concat(),
+    let machine = hq::installed(release);
+    let visitor = Visitor::new(&machine);
+    // TLS for one of ours, and then another name: no answer at all.
+    for host in ["evil.test", "localhost", "127.0.0.1:5000", ""] {
+        for version in ["--http1.1", "--http2"] {
+            let answer = visitor.ask("GET", "/", &[version, "--header", &format!("Host: {host}")]);
+            if host.is_empty() {
+                // curl then sends none: HTTP/1.1 without a name is a bad request.
+                assert!(answer.status != 200 || version == "--http2", "{release}: no Host was served");
+            } else {
+                assert_eq!(
+                    answer.status, 0,
+                    "{release} {version}: Host {host} got {}: {}",
+                    answer.status, answer.body
                 );
-                assert_eq!(answer.status, 403, "{release}: Origin {origin}: {}", answer.body);
             }
         }
-        let own = ["--header", "Origin: https://mlflow.localhost"];
-        let answer = visitor.ask("POST", create, &[&own[..], &json[..]].concat());
-        assert_eq!(answer.status, 200, "{release}: our own origin: {}", answer.body);
-        what_reaches_mlflow(&visitor);
     }
+    let ip = machine.ip();
+    let plain = visitor.curl(&format!("http://{ip}/"), &["--header", "Host: evil.test"]);
+    assert_eq!((plain.curl, plain.status), (52, 0), "{release}: a foreign name over http was answered");
+    let tls = visitor.curl(&format!("https://{ip}/"), &["--insecure"]);
+    assert_eq!(tls.status, 0, "{release}: the bare address was answered");
+    // A page of somebody else's that uses the visitor's password.
+    let create = "/api/2.0/mlflow/experiments/create";
+    let json = ["--header", "Content-Type: application/json", "--data", "{\"name\":\"stolen\"}"];
+    if release != Release::Bullseye {
+        // MLflow has looked at the origin since 3.5.
+        for origin in ["https://evil.test", "null", "https://mlflow.localhost.evil.test"] {
+            let answer = visitor.ask(
+                "POST",
+                create,
+                &[&["--header", &format!("Origin: {origin}")], &json[..]].concat(),
+            );
+            assert_eq!(answer.status, 403, "{release}: Origin {origin}: {}", answer.body);
+        }
+    }
+    let own = ["--header", "Origin: https://mlflow.localhost"];
+    let answer = visitor.ask("POST", create, &[&own[..], &json[..]].concat());
+    assert_eq!(answer.status, 200, "{release}: our own origin: {}", answer.body);
+    what_reaches_mlflow(&visitor);
 }
 
 /// In MLflow's place something that repeats what it was told.
@@ -420,129 +444,138 @@ class Echo(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("127.0.0.1", 5000), Echo).serve_forever()
 "#;
 
+#[test]
+fn an_artifact_place_outside_leads_nowhere_on_debian_11() {
+    artifact_places(Release::Bullseye);
+}
+
+#[test]
+fn an_artifact_place_outside_leads_nowhere_on_debian_12() {
+    artifact_places(Release::Bookworm);
+}
+
+#[test]
+fn an_artifact_place_outside_leads_nowhere_on_debian_13() {
+    artifact_places(Release::Trixie);
+}
+
 /// Any client may name a place on the server as an experiment's artifact place: MLflow then reads and writes there
 /// with its own rights. So its rights are what must be small.
-#[test]
-fn an_artifact_place_outside_leads_nowhere() {
+fn artifact_places(release: Release) {
     if !hq::can_boot("artifact places") {
         return;
     }
-    for release in releases() {
-        let machine = hq::installed(release);
-        let visitor = Visitor::new(&machine);
-        machine.ok("echo the-data-set >/mnt/echoes_data/ucf101/secret; mkdir -m 777 /srv/open; echo hers >/srv/open/secret; \
-                    useradd --create-home mallory; echo mine >/home/mallory/secret; chmod 755 /home/mallory");
-        let before = machine.manifest().unwrap();
-        let create = |path: &str, body: Value| {
-            let answer = visitor.post(&format!("/api/2.0/mlflow/{path}"), &body);
-            assert_eq!(answer.status, 200, "{release}: {path}: {}", answer.body);
-            serde_json::from_str::<Value>(&answer.body).unwrap()
-        };
-        let places = [
-            "file:///etc",
-            "file:///mnt/echoes_data/ucf101",
-            "file:///var/lib/echoes-appliance",
-            "file:///root",
-            "file:///home/mallory",
-            "file:///srv/open",
-            "file:///tmp",
-            "file:///var/www",
-            "file:///run/lock",
-            "file:///dev/shm",
-            "file:///proc/1/root/srv/open",
-            "file:///proc/self/cwd/../ucf101",
-            "/etc",
-            "file:///etc/nginx",
-            "file:///mnt/echoes_data/mlruns/../tfruns",
-        ];
-        let mut refused = 0;
-        for place in places {
-            let made = visitor.post(
-                "/api/2.0/mlflow/experiments/create",
-                &json!({"name": place, "artifact_location": place}),
-            );
-            if made.status != 200 {
-                refused += 1;
-                continue;
-            }
-            let made: Value = serde_json::from_str(&made.body).unwrap();
-            let run = create("runs/create", json!({"experiment_id": made["experiment_id"]}));
-            let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
-            let octets = ["--header", "Content-Type: application/octet-stream", "--data-binary", "pwned"];
-            visitor.ask(
-                "POST",
-                &format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=pwned"),
-                &octets,
-            );
-            for path in [
-                "",
-                "../..",
-                "../../secret",
-                "%2e%2e/%2e%2e/secret",
-                "..%2f..%2fpasswd",
-                "/etc/passwd",
-                "file:///etc/passwd",
-            ] {
-                let list = visitor.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}&path={path}"));
-                assert!(!list.body.contains("secret\""), "{release}: {place} {path} lists {}", list.body);
-                let got = visitor.get(&format!("/get-artifact?run_id={run}&path={path}"));
-                leaks_nothing(&got, &format!("{release}: {place} {path}"));
-            }
-            visitor.post("/api/2.0/mlflow/runs/delete", &json!({"run_id": run}));
+    let machine = hq::installed(release);
+    let visitor = Visitor::new(&machine);
+    machine.ok("echo the-data-set >/mnt/echoes_data/ucf101/secret; mkdir -m 777 /srv/open; echo hers >/srv/open/secret; \
+                useradd --create-home mallory; echo mine >/home/mallory/secret; chmod 755 /home/mallory");
+    let before = machine.manifest().unwrap();
+    let create = |path: &str, body: Value| {
+        let answer = visitor.post(&format!("/api/2.0/mlflow/{path}"), &body);
+        assert_eq!(answer.status, 200, "{release}: {path}: {}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()
+    };
+    let places = [
+        "file:///etc",
+        "file:///mnt/echoes_data/ucf101",
+        "file:///var/lib/echoes-appliance",
+        "file:///root",
+        "file:///home/mallory",
+        "file:///srv/open",
+        "file:///tmp",
+        "file:///var/www",
+        "file:///run/lock",
+        "file:///dev/shm",
+        "file:///proc/1/root/srv/open",
+        "file:///proc/self/cwd/../ucf101",
+        "/etc",
+        "file:///etc/nginx",
+        "file:///mnt/echoes_data/mlruns/../tfruns",
+    ];
+    let mut refused = 0;
+    for place in places {
+        let made = visitor
+            .post("/api/2.0/mlflow/experiments/create", &json!({"name": place, "artifact_location": place}));
+        if made.status != 200 {
+            refused += 1;
+            continue;
         }
-        // The same where it may: so it is the sandbox that stopped the others.
-        let inside = create(
-            "experiments/create",
-            json!({"name": "inside", "artifact_location": "file:///mnt/echoes_data/mlruns/inside"}),
+        let made: Value = serde_json::from_str(&made.body).unwrap();
+        let run = create("runs/create", json!({"experiment_id": made["experiment_id"]}));
+        let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+        let octets = ["--header", "Content-Type: application/octet-stream", "--data-binary", "pwned"];
+        visitor.ask(
+            "POST",
+            &format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=pwned"),
+            &octets,
         );
-        let run = create("runs/create", json!({"experiment_id": inside["experiment_id"]}));
-        let run = run["run"]["info"]["run_id"].as_str().unwrap();
-        let octets = ["--header", "Content-Type: application/octet-stream", "--data-binary", "own"];
-        let at = format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=own");
-        assert_eq!(visitor.ask("POST", &at, &octets).status, 200, "{release}");
-        assert_eq!(visitor.get(&format!("/get-artifact?run_id={run}&path=own")).body, "own", "{release}");
-        assert!(refused < places.len(), "{release}: MLflow refuses them all now; then try something else");
-        // A model version whose source is a directory of the server's, and the proxied artifacts themselves.
-        visitor.post("/api/2.0/mlflow/registered-models/create", &json!({"name": "m"}));
-        for source in ["file:///etc", "/etc", "file:///mnt/echoes_data/ucf101", "file:///proc/self/root/etc"]
-        {
-            visitor.post("/api/2.0/mlflow/model-versions/create", &json!({"name": "m", "source": source}));
-        }
-        for version in 1..4 {
-            for path in ["passwd", "secret", "../secret"] {
-                let got = visitor
-                    .get(&format!("/model-versions/get-artifact?name=m&version={version}&path={path}"));
-                leaks_nothing(&got, &format!("{release}: model version {version} {path}"));
-            }
-        }
         for path in [
-            "../../../etc/passwd",
-            "..%2f..%2f..%2fetc%2fpasswd",
-            "%2e%2e/%2e%2e/%2e%2e/etc/passwd",
-            "%252e%252e%252f%252e%252e%252fetc%252fpasswd",
+            "",
+            "../..",
+            "../../secret",
+            "%2e%2e/%2e%2e/secret",
+            "..%2f..%2fpasswd",
             "/etc/passwd",
-            "%2fetc%2fpasswd",
-            "x/../../../ucf101/secret",
             "file:///etc/passwd",
-            "0/..%00/etc/passwd",
-            "../mlflow.db",
         ] {
-            let at = format!("/api/2.0/mlflow-artifacts/artifacts/{path}");
-            leaks_nothing(&visitor.get(&at), &format!("{release}: {at}"));
-            let put = visitor.ask("PUT", &at, &["--data-binary", "pwned"]);
-            assert_ne!(put.status, 200, "{release}: PUT {at}: {}", put.body);
-            let delete = visitor.ask("DELETE", &at, &[]);
-            assert_ne!(delete.status, 200, "{release}: DELETE {at}: {}", delete.body);
+            let list = visitor.get(&format!("/api/2.0/mlflow/artifacts/list?run_id={run}&path={path}"));
+            assert!(!list.body.contains("secret\""), "{release}: {place} {path} lists {}", list.body);
+            let got = visitor.get(&format!("/get-artifact?run_id={run}&path={path}"));
+            leaks_nothing(&got, &format!("{release}: {place} {path}"));
         }
-        // Nothing came, went or changed but in the service's own directory.
-        let changed = strange(&before, &machine.manifest().unwrap());
-        assert!(changed.is_empty(), "{release}: MLflow changed {changed:#?}");
-        assert_eq!(machine.ok("cat /mnt/echoes_data/ucf101/secret"), "the-data-set\n");
-        let shared = machine
-            .ok("find /tmp /dev/shm /run/lock /run/user -xdev -user mlflow; find /run -xdev -user mlflow");
-        assert_eq!(shared, "", "{release}: MLflow wrote where others look");
-        as_mlflow_itself(&machine);
+        visitor.post("/api/2.0/mlflow/runs/delete", &json!({"run_id": run}));
     }
+    // The same where it may: so it is the sandbox that stopped the others.
+    let inside = create(
+        "experiments/create",
+        json!({"name": "inside", "artifact_location": "file:///mnt/echoes_data/mlruns/inside"}),
+    );
+    let run = create("runs/create", json!({"experiment_id": inside["experiment_id"]}));
+    let run = run["run"]["info"]["run_id"].as_str().unwrap();
+    let octets = ["--header", "Content-Type: application/octet-stream", "--data-binary", "own"];
+    let at = format!("/ajax-api/2.0/mlflow/upload-artifact?run_uuid={run}&path=own");
+    assert_eq!(visitor.ask("POST", &at, &octets).status, 200, "{release}");
+    assert_eq!(visitor.get(&format!("/get-artifact?run_id={run}&path=own")).body, "own", "{release}");
+    assert!(refused < places.len(), "{release}: MLflow refuses them all now; then try something else");
+    // A model version whose source is a directory of the server's, and the proxied artifacts themselves.
+    visitor.post("/api/2.0/mlflow/registered-models/create", &json!({"name": "m"}));
+    for source in ["file:///etc", "/etc", "file:///mnt/echoes_data/ucf101", "file:///proc/self/root/etc"] {
+        visitor.post("/api/2.0/mlflow/model-versions/create", &json!({"name": "m", "source": source}));
+    }
+    for version in 1..4 {
+        for path in ["passwd", "secret", "../secret"] {
+            let got =
+                visitor.get(&format!("/model-versions/get-artifact?name=m&version={version}&path={path}"));
+            leaks_nothing(&got, &format!("{release}: model version {version} {path}"));
+        }
+    }
+    for path in [
+        "../../../etc/passwd",
+        "..%2f..%2f..%2fetc%2fpasswd",
+        "%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "%252e%252e%252f%252e%252e%252fetc%252fpasswd",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "x/../../../ucf101/secret",
+        "file:///etc/passwd",
+        "0/..%00/etc/passwd",
+        "../mlflow.db",
+    ] {
+        let at = format!("/api/2.0/mlflow-artifacts/artifacts/{path}");
+        leaks_nothing(&visitor.get(&at), &format!("{release}: {at}"));
+        let put = visitor.ask("PUT", &at, &["--data-binary", "pwned"]);
+        assert_ne!(put.status, 200, "{release}: PUT {at}: {}", put.body);
+        let delete = visitor.ask("DELETE", &at, &[]);
+        assert_ne!(delete.status, 200, "{release}: DELETE {at}: {}", delete.body);
+    }
+    // Nothing came, went or changed but in the service's own directory.
+    let changed = strange(&before, &machine.manifest().unwrap());
+    assert!(changed.is_empty(), "{release}: MLflow changed {changed:#?}");
+    assert_eq!(machine.ok("cat /mnt/echoes_data/ucf101/secret"), "the-data-set\n");
+    let shared =
+        machine.ok("find /tmp /dev/shm /run/lock /run/user -xdev -user mlflow; find /run -xdev -user mlflow");
+    assert_eq!(shared, "", "{release}: MLflow wrote where others look");
+    as_mlflow_itself(&machine);
 }
 
 fn leaks_nothing(answer: &Answer, what: &str) {
@@ -608,81 +641,87 @@ fn as_mlflow_itself(machine: &Machine) {
     machine.ok("find /mnt/echoes_data/mlruns -name .pwned -delete");
 }
 
-/// TCP on loopback asks nobody for a password, so a neighbour reaches MLflow; and nothing else.
 #[test]
-fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data() {
+fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_11() {
+    a_neighbour(Release::Bullseye);
+}
+
+#[test]
+fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_12() {
+    a_neighbour(Release::Bookworm);
+}
+
+#[test]
+fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_13() {
+    a_neighbour(Release::Trixie);
+}
+
+/// TCP on loopback asks nobody for a password, so a neighbour reaches MLflow; and nothing else.
+fn a_neighbour(release: Release) {
     if !hq::can_boot("a neighbour on the machine") {
         return;
     }
-    for release in releases() {
-        let machine = hq::installed(release);
-        machine.ok(
-            "useradd --create-home mallory; touch /run/echoes-appliance/first-password 2>/dev/null || true",
-        );
-        let as_her = |sh: &str| {
-            machine.exec_fed("setpriv --reuid mallory --regid mallory --init-groups sh", sh.as_bytes())
-        };
-        for secret in [
-            "/etc/nginx/.htpasswd",
-            "/etc/echoes-appliance/mlflow.env",
-            "/var/lib/echoes-appliance/receipt.jsonl",
-            "/var/lib/echoes-appliance/tls/mlflow.localhost/current/key.pem",
-            "/mnt/echoes_data/mlruns/mlflow.db",
-            "/run/echoes-appliance/first-password",
-        ] {
-            let out = as_her(&format!("cat {secret}"));
-            assert!(out.code != 0 && out.stdout.is_empty(), "{release}: a neighbour reads {secret}");
-        }
-        let keys = as_her(
-            "find / -name \"*key*.pem\" -readable -not -path \"/proc/*\" -path \"*echoes*\" 2>/dev/null",
-        )
-        .stdout;
-        assert_eq!(keys, "", "{release}: a neighbour reads keys");
-        let socket = as_her(
-            "python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect(\\\"/run/echoes-auth/auth.sock\\\")\"",
-        );
-        assert!(
-            socket.code != 0 && socket.stderr.contains("PermissionError"),
-            "{release}: {}",
-            socket.stderr
-        );
-        for sh in [
-            "touch /mnt/echoes_data/mlruns/x",
-            "touch /mnt/echoes_data/tfruns/x",
-            "touch /var/www/dashboard/x",
-            "ls /mnt/echoes_data/mlruns/artifacts",
-        ] {
-            assert_ne!(as_her(sh).code, 0, "{release}: a neighbour may `{sh}`");
-        }
-        let refused = as_her("echoes-appliance status; echoes-appliance user add mallory --generate");
-        assert!(
-            refused.code == 1 && refused.stderr.contains("only root may do this"),
-            "{release}: {}",
-            refused.stderr
-        );
-
-        // Nothing of ours is for the network but nginx.
-        let sockets = machine.ok("ss --no-header --listening --numeric --tcp --udp");
-        for line in sockets.lines() {
-            let at = line.split_whitespace().nth(4).unwrap_or_default();
-            let (address, port) = at.rsplit_once(':').unwrap();
-            let inside = address.starts_with("127.") || address == "[::1]";
-            assert!(inside || matches!(port, "22" | "80" | "443"), "{release}: {line}");
-        }
-
-        machine.put(NEIGHBOUR.as_bytes(), "/srv/neighbour.py", 0o644).unwrap();
-        let before = machine.manifest().unwrap();
-        let said = as_her("python3 /srv/neighbour.py");
-        assert_eq!(said.code, 0, "{release}: {}", hq::words(&said));
-        let changed = strange(&before, &machine.manifest().unwrap());
-        assert!(changed.is_empty(), "{release}: through MLflow a neighbour changed {changed:#?}");
-        assert!(!said.stdout.contains("root:x:0:0"), "{release}: {}", said.stdout);
-        assert_eq!(
-            machine.ok("pgrep --uid mlflow --full \"sleep 4242\" || true"),
-            "",
-            "{release}: she runs commands as mlflow"
-        );
+    let machine = hq::installed(release);
+    machine
+        .ok("useradd --create-home mallory; touch /run/echoes-appliance/first-password 2>/dev/null || true");
+    let as_her = |sh: &str| {
+        machine.exec_fed("setpriv --reuid mallory --regid mallory --init-groups sh", sh.as_bytes())
+    };
+    for secret in [
+        "/etc/nginx/.htpasswd",
+        "/etc/echoes-appliance/mlflow.env",
+        "/var/lib/echoes-appliance/receipt.jsonl",
+        "/var/lib/echoes-appliance/tls/mlflow.localhost/current/key.pem",
+        "/mnt/echoes_data/mlruns/mlflow.db",
+        "/run/echoes-appliance/first-password",
+    ] {
+        let out = as_her(&format!("cat {secret}"));
+        assert!(out.code != 0 && out.stdout.is_empty(), "{release}: a neighbour reads {secret}");
     }
+    let keys =
+        as_her("find / -name \"*key*.pem\" -readable -not -path \"/proc/*\" -path \"*echoes*\" 2>/dev/null")
+            .stdout;
+    assert_eq!(keys, "", "{release}: a neighbour reads keys");
+    let socket = as_her(
+        "python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect(\\\"/run/echoes-auth/auth.sock\\\")\"",
+    );
+    assert!(socket.code != 0 && socket.stderr.contains("PermissionError"), "{release}: {}", socket.stderr);
+    for sh in [
+        "touch /mnt/echoes_data/mlruns/x",
+        "touch /mnt/echoes_data/tfruns/x",
+        "touch /var/www/dashboard/x",
+        "ls /mnt/echoes_data/mlruns/artifacts",
+    ] {
+        assert_ne!(as_her(sh).code, 0, "{release}: a neighbour may `{sh}`");
+    }
+    let refused = as_her("echoes-appliance status; echoes-appliance user add mallory --generate");
+    assert!(
+        refused.code == 1 && refused.stderr.contains("only root may do this"),
+        "{release}: {}",
+        refused.stderr
+    );
+
+    // Nothing of ours is for the network but nginx.
+    let sockets = machine.ok("ss --no-header --listening --numeric --tcp --udp");
+    for line in sockets.lines() {
+        let at = line.split_whitespace().nth(4).unwrap_or_default();
+        let (address, port) = at.rsplit_once(':').unwrap();
+        let inside = address.starts_with("127.") || address == "[::1]";
+        assert!(inside || matches!(port, "22" | "80" | "443"), "{release}: {line}");
+    }
+
+    machine.put(NEIGHBOUR.as_bytes(), "/srv/neighbour.py", 0o644).unwrap();
+    let before = machine.manifest().unwrap();
+    let said = as_her("python3 /srv/neighbour.py");
+    assert_eq!(said.code, 0, "{release}: {}", hq::words(&said));
+    let changed = strange(&before, &machine.manifest().unwrap());
+    assert!(changed.is_empty(), "{release}: through MLflow a neighbour changed {changed:#?}");
+    assert!(!said.stdout.contains("root:x:0:0"), "{release}: {}", said.stdout);
+    assert_eq!(
+        machine.ok("pgrep --uid mlflow --full \"sleep 4242\" || true"),
+        "",
+        "{release}: she runs commands as mlflow"
+    );
 }
 
 /// The assistant and the jobs as a neighbour finds them, with all she may tell them.
@@ -849,12 +888,4 @@ fn a_guesser_stops_nobody_and_a_removed_user_is_out_within_a_second() {
     assert!(Instant::now() < end + Duration::from_millis(100));
     let after = visitor.get("/health").status;
     assert!(matches!(after, 401 | 429), "a removed user got {after}");
-}
-
-/// All of them; `ECHOES_RELEASE=12` while working on a story.
-fn releases() -> Vec<Release> {
-    match std::env::var("ECHOES_RELEASE") {
-        Ok(one) => vec![one.parse().unwrap()],
-        Err(_) => Release::ALL.to_vec(),
-    }
 }

@@ -30,7 +30,7 @@ fn a_visitor_finds_a_run_with_a_large_artifact_and_curves_and_pages() {
     if !hq::can_boot("the demo's promise") {
         return;
     }
-    let machine = hq::fresh(Release::Trixie, vec![Disk::blank(8 << 10).unwrap()]);
+    let machine = hq::prepared(Release::Trixie, vec![Disk::blank(8 << 10).unwrap()]);
     let said = hq::run(&machine, 0, "install");
     let visitor = Visitor::new(&machine, &said);
     machine.put(SAMPLES.as_bytes(), "/root/samples.py", 0o600).unwrap();

@@ -41,7 +41,7 @@ fn a_disk_that_is_not_proven_blank_is_named_and_left_alone() {
     if !hq::can_boot("foreign disks") {
         return;
     }
-    let mut machine = hq::fresh(Release::Bookworm, vec![Disk::blank(300).unwrap()]);
+    let mut machine = hq::prepared(Release::Bookworm, vec![Disk::blank(300).unwrap()]);
     for Foreign { name, make, says } in FOREIGN {
         machine.ok(&format!("disk={}; {make} && sync", device(&machine, 0)));
         machine.reboot().unwrap();
@@ -79,7 +79,7 @@ fn with_no_disk_the_data_go_to_the_os_disk_and_are_never_hidden() {
     if !hq::can_boot("no disk") {
         return;
     }
-    let mut machine = hq::fresh(Release::Bookworm, vec![]);
+    let mut machine = hq::prepared(Release::Bookworm, vec![]);
     let said = hq::run(&machine, 0, "install --service docs");
     assert!(said.contains("no data disk") && said.contains("on the OS disk, and are lost with it"), "{said}");
     machine.put(b"kept", "/mnt/echoes_data/ucf101/a.avi", 0o644).unwrap();

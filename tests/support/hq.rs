@@ -36,17 +36,55 @@ pub fn fresh(release: Release, disks: Vec<Disk>) -> Machine {
     machine
 }
 
+/// As `fresh`, for stories that are not about the Python environments: they are there, as a killed installation leaves
+/// them, and making them is most of what an installation takes.
+pub fn prepared(release: Release, disks: Vec<Disk>) -> Machine {
+    let layer = Some(environments(release));
+    let machine = Machine::with(release, Options { disks, layer, ..Options::default() }).unwrap();
+    add_package(&machine).unwrap();
+    machine
+}
+
 /// A machine with everything installed and its data on the OS disk. Made once for each package.
 pub fn installed(release: Release) -> Machine {
-    let key = std::fs::read(deb()).map(|bytes| Sha256::digest(bytes).to_vec()).unwrap();
-    let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    let layer = Layer::cached(release, "installed", &key, |machine| {
+    let key = hex(&std::fs::read(deb()).unwrap());
+    let layer = environments(release).cached_above("installed", &key, |machine| {
         add_package(machine)?;
-        let out = machine.exec("echoes-appliance install --set data.disk=none");
-        ensure!(out.code == 0, "install ended in {}:\n{}\n{}", out.code, out.stdout, out.stderr);
-        Ok(())
+        install(machine)
     });
     Machine::with(release, Options { layer: Some(layer.unwrap()), ..Options::default() }).unwrap()
+}
+
+/// The Python environments on a machine that has nothing else of ours. Made once for each list of requirements.
+fn environments(release: Release) -> Layer {
+    const RECIPE: [&str; 4] = [
+        include_str!("../../assets/python/services.txt"),
+        include_str!("../../assets/python/docs.txt"),
+        include_str!("../../assets/python/uv.txt"),
+        include_str!("../../src/hq/python.rs"),
+    ];
+    let layer = Layer::cached(release, "environments", &hex(RECIPE.concat().as_bytes()), |machine| {
+        let maker = Machine::with(release, Options::default())?;
+        add_package(&maker)?;
+        install(&maker)?;
+        let at = "opt/echoes-appliance";
+        std::fs::create_dir(machine.root().join(at))?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(maker.root().join(at).join("env")).arg(machine.root().join(at));
+        ensure!(copy.status()?.success(), "{copy:?} failed");
+        Ok(())
+    });
+    layer.unwrap()
+}
+
+fn install(machine: &Machine) -> Result<()> {
+    let out = machine.exec("echoes-appliance install --set data.disk=none");
+    ensure!(out.code == 0, "install ended in {}:\n{}\n{}", out.code, out.stdout, out.stderr);
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub fn add_package(machine: &Machine) -> Result<()> {

@@ -50,10 +50,31 @@ impl Layer {
         key: &str,
         make: impl FnOnce(&mut Machine) -> Result<()>,
     ) -> Result<Self> {
+        Self::get(release, None, name, key, make)
+    }
+
+    /// As `cached`, on a machine that boots from this layer.
+    pub fn cached_above(
+        self,
+        name: &str,
+        key: &str,
+        make: impl FnOnce(&mut Machine) -> Result<()>,
+    ) -> Result<Self> {
+        Self::get(self.release(), Some(self), name, key, make)
+    }
+
+    fn get(
+        release: Release,
+        below: Option<Self>,
+        name: &str,
+        key: &str,
+        make: impl FnOnce(&mut Machine) -> Result<()>,
+    ) -> Result<Self> {
         let base = release.base()?;
         let dir = Path::new(LAB).join("cached");
         let title = format!("{release}-{name}-");
-        let here = dir.join(format!("{title}{}", hash(&format!("{}\n{key}", base.display()))));
+        let under = below.as_ref().map_or(base.as_path(), |below| &below.0.tree);
+        let here = dir.join(format!("{title}{}", hash(&format!("{}\n{key}", under.display()))));
         fs::create_dir_all(&here)?;
         let lock = File::options().create(true).append(true).open(here.join("lock"))?;
         let tree = here.join("tree");
@@ -62,7 +83,8 @@ impl Layer {
             // Another may have made it while we waited.
             if !tree.exists() {
                 prune(&dir, &title, &here)?;
-                let mut machine = Machine::with(release, Options::default())?;
+                let mut machine =
+                    Machine::with(release, Options { layer: below.clone(), ..Options::default() })?;
                 make(&mut machine).with_context(|| format!("making the layer {name} on {release}"))?;
                 machine.give_upper(&tree)?;
             }
@@ -70,7 +92,7 @@ impl Layer {
         }
         lock.lock_shared()?;
         anyhow::ensure!(tree.exists(), "{} was removed by another version of its tests", here.display());
-        Ok(Self(Arc::new(Inner { release, below: None, tree, _held: Held::Lock(lock) })))
+        Ok(Self(Arc::new(Inner { release, below, tree, _held: Held::Lock(lock) })))
     }
 
     pub fn release(&self) -> Release {
