@@ -1,7 +1,7 @@
 # The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/support/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down test bench deb handbook lint lock ci
+.PHONY: help demo demo-down quick test test-all bench deb handbook lint lock ci
 
 # Booting machines needs root: only the program that does it gets it, not the build.
 ifneq ($(shell id -u),0)
@@ -21,9 +21,17 @@ demo: ## Boot a throw-away Debian machine with a whole headquarters on it
 demo-down: ## End the demo's machine; nothing of it stays
 	@$(AS_ROOT) cargo run --quiet --example demo -- down
 
-test: ## Install what the tests need, and run all of them
+quick: ## Form, and the tests that need no machine: a few minutes
 	@tests/support/tools.sh test
-	@tests/support/test.sh
+	@tests/support/test.sh quick
+
+test: ## Install what the tests need, and run them; what repeats another release's story, only where it may differ
+	@tests/support/tools.sh test
+	@tests/support/test.sh test
+
+test-all: ## Run every test there is, and note in tests/tiers/full-pass that they passed
+	@tests/support/tools.sh test
+	@tests/support/test.sh all
 
 bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az
 	@tests/support/tools.sh bench
@@ -38,8 +46,8 @@ handbook: ## Build the manual and serve it at http://127.0.0.1:8001 while it is 
 	@packaging/handbook.sh serve --dev-addr 127.0.0.1:8001
 
 lint: ## Format, clippy with warnings denied, shellcheck, the manual
-	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
 	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/support/*.sh .ci/run
 	@packaging/handbook.sh build --strict --quiet --site-dir "$(CURDIR)/target/handbook"
 

@@ -5,8 +5,11 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use std::{path::PathBuf, process::Command};
 
-/// The package that `make deb` left. Its newest, as several may lie there.
+/// The package that `make deb` left, once it has: the tests begin beside it. Its newest, as several may lie there.
 pub fn deb() -> PathBuf {
+    if let Ok(building) = std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/target/debian.lock")) {
+        building.lock_shared().unwrap();
+    }
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/target/debian");
     let mut all: Vec<_> = std::fs::read_dir(dir)
         .unwrap_or_else(|e| panic!("{dir}: {e}; run `make deb` first"))
