@@ -8,14 +8,17 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod beneath;
+mod ledger;
 pub mod mounts;
 pub mod process;
+
+pub use ledger::{Busy, Ledger};
 
 use anyhow::{Context as _, Result, bail};
 use std::{
     fmt, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
@@ -336,20 +339,6 @@ impl Host {
         Ok((fs.blocks_available() * block, fs.blocks() * block))
     }
 
-    /// Open for appending, alone: a second process is told so rather than made to wait. Only its owner may read a
-    /// new one: from the hash of a file with a password in it a weak password can be guessed.
-    pub fn ledger(&self, path: &Path) -> Result<Ledger> {
-        let open = || -> std::io::Result<fs::File> {
-            fs::create_dir_all(self.path(path.parent().unwrap_or(path)))?;
-            fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.path(path))
-        };
-        let file = open().with_context(|| format!("opening {}", path.display()))?;
-        if file.try_lock().is_err() {
-            return Err(Busy(path.into()).into());
-        }
-        Ok(Ledger(file))
-    }
-
     /// Run it; anything but success is an error that carries the end of what it said.
     pub fn run(&self, cmd: &Cmd) -> Result<String> {
         self.run_saying(cmd, &mut |_| {})
@@ -409,48 +398,6 @@ impl Terminal {
         tty.write_all(b"\n")?;
         read.context("reading from the terminal")?;
         Ok(line.trim_end_matches(['\n', '\r']).to_owned())
-    }
-}
-
-/// Another process of ours is at work there.
-#[derive(Debug)]
-pub struct Busy(PathBuf);
-
-impl fmt::Display for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is in use by another echoes-appliance", self.0.display())
-    }
-}
-
-impl std::error::Error for Busy {}
-
-/// A locked file of whole lines.
-pub struct Ledger(fs::File);
-
-impl Ledger {
-    /// The lines so far. One without its newline was cut short by a crash; since acting comes after writing,
-    /// nobody acted on it, and it is dropped.
-    pub fn lines(&mut self) -> Result<Vec<String>> {
-        let mut text = String::new();
-        self.0.read_to_string(&mut text)?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            self.0.set_len(whole as u64)?;
-        }
-        Ok(text[..whole].lines().map(str::to_owned).collect())
-    }
-
-    /// The line is on disk when this returns.
-    pub fn append(&mut self, line: &str) -> Result<()> {
-        self.0.write_all(format!("{line}\n").as_bytes())?;
-        Ok(self.0.sync_data()?)
-    }
-}
-
-impl Drop for Ledger {
-    /// Closing is not enough: a child between fork and exec still holds a copy of the lock.
-    fn drop(&mut self) {
-        let _ = self.0.unlock();
     }
 }
 

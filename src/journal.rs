@@ -3,7 +3,10 @@
 //! What is true now is always the fold of what was written, never a second file that could disagree. The
 //! installer's receipt is a journal.
 
-use crate::host::{Host, Ledger};
+use crate::{
+    host::{Host, Ledger},
+    patience::Patience,
+};
 use anyhow::{Context as _, Result};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{marker::PhantomData, path::Path};
@@ -11,9 +14,9 @@ use std::{marker::PhantomData, path::Path};
 pub struct Journal<T>(Ledger, PhantomData<T>);
 
 impl<T: Serialize + DeserializeOwned> Journal<T> {
-    /// Open the journal, alone, and read back everything in it.
+    /// Open the journal, alone, and read back everything in it. Somebody else at work on it is named, and not waited for.
     pub fn open(host: &Host, path: &Path) -> Result<(Self, Vec<T>)> {
-        let mut ledger = host.ledger(path)?;
+        let mut ledger = host.ledger_within(path, Patience::NONE)?;
         let entries = parse(&ledger.lines()?, path)?;
         Ok((Self(ledger, PhantomData), entries))
     }
@@ -67,6 +70,7 @@ mod tests {
         let path = Path::new("/var/lib/j.jsonl");
         let _held = Journal::<String>::open(&host, path).unwrap();
         let err = Journal::<String>::open(&host, path).err().unwrap();
-        assert!(err.to_string().contains("in use by another"), "{err}");
+        let us = format!("in use by another echoes-appliance: process {}, `", std::process::id());
+        assert!(err.to_string().contains(&us), "{err}");
     }
 }

@@ -12,6 +12,9 @@ pub struct Patience {
 }
 
 impl Patience {
+    /// Asks once.
+    pub const NONE: Self = Self { at_most: Duration::ZERO, between: Duration::ZERO };
+
     pub const fn seconds(at_most: u64) -> Self {
         Self { at_most: Duration::from_secs(at_most), between: Duration::from_millis(100) }
     }
@@ -34,7 +37,7 @@ mod tests {
 
     #[test]
     fn the_last_answer_is_the_one_reported() {
-        let patience = Patience { at_most: Duration::ZERO, between: Duration::ZERO };
+        let patience = Patience::NONE;
         let mut asked = 0;
         let err = patience
             .until(|| -> Result<()> {

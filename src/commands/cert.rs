@@ -259,7 +259,7 @@ fn rehearse(host: &Host, settings: &Settings, names: &[String], ui: &Ui) -> Resu
         none().or_try("set tls.staging_directory to its directory")?;
     }
     // Only one at a time uses the orders' files.
-    let _book = crate::hq::receipt::Book::open(host)?;
+    let _book = crate::hq::receipt::Book::open(host, ui)?;
     for ticket in crate::hq::issuance::tickets(&config, &services) {
         if wanted.is_empty() || wanted.contains(&ticket.id) {
             let step = ui.step(format_args!("rehearsing a certificate for {}", ticket.names.join(", ")));

@@ -57,7 +57,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     }
     let settings = Settings { config: settings.config.clone(), set };
     let config = settings.read(&host)?;
-    let book = Book::open(&host)?;
+    let book = Book::open(&host, ui)?;
     let survey = Survey::new(&host, config, &args.service, &book.receipt())?;
     survey.check_files(&host)?;
     let wanted = survey.blueprint()?;

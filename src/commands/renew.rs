@@ -74,7 +74,7 @@ fn round(
     call: Call,
     ui: &Ui,
 ) -> Result<Round> {
-    let book = Book::open(host)?;
+    let book = if call == Call::Timer { Book::at_once(host)? } else { Book::open(host, ui)? };
     let survey =
         Survey::without_data(host, settings.read(host)?, &book.receipt().installed(), &book.receipt())?;
     let mut wanted = survey.blueprint()?;

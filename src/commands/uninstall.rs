@@ -42,7 +42,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
         return Ok(0);
     }
     nobody_rents(&host)?;
-    let book = Book::open(&host)?;
+    let book = Book::open(&host, ui)?;
     let work = Work { host: &host, take: &Take::default(), sweep: Sweep::Unwanted, ui, routes: &|| Ok(()) };
     let done = work.converge(&[], &book)?;
     for (undo, why) in &done.stays {

@@ -7,6 +7,7 @@ use crate::{
         htpasswd::{Added, Answer, Password, User},
         users,
     },
+    patience::Patience,
     ui::{Try as _, Ui, table},
 };
 use anyhow::{Context as _, Result, bail};
@@ -37,7 +38,7 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     let path = Path::new(HTPASSWD);
     // Two of us at once would lose one's user.
-    let _alone = host.ledger(Path::new("/run/echoes-appliance/users.lock"))?;
+    let _alone = host.ledger_within(Path::new("/run/echoes-appliance/users.lock"), Patience::seconds(10))?;
     let mut file = users::read(&host, path)?;
     match command {
         Command::Add { name, generate } => {

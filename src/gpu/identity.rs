@@ -24,7 +24,7 @@ pub fn own(host: &Host) -> Result<String> {
     if let Some(name) = known(host)? {
         return Ok(name);
     }
-    let _alone = Patience::seconds(10).until(|| host.ledger(Path::new(LOCK)))?;
+    let _alone = host.ledger_within(Path::new(LOCK), Patience::seconds(10))?;
     // Somebody may have been faster.
     if let Some(name) = known(host)? {
         return Ok(name);

@@ -104,7 +104,7 @@ impl Desk<'_> {
         change: impl FnOnce(&mut crate::hq::htpasswd::Htpasswd) -> Result<T>,
     ) -> Result<T> {
         let lock = Path::new("/run/echoes-appliance/users.lock");
-        let _alone = Patience::seconds(10).until(|| self.host.ledger(lock))?;
+        let _alone = self.host.ledger_within(lock, Patience::seconds(10))?;
         let at = Path::new(HTPASSWD);
         let mut file = users::read(self.host, at)?;
         let before = file.format();

@@ -616,14 +616,50 @@ struct Row {
     children: Vec<Row>,
 }
 
-/// The disks that lsblk's answer, the mount table and the links describe; nodes and contents not yet looked at.
+impl Row {
+    fn kernel(&self) -> &str {
+        self.kname.as_deref().unwrap_or(name(&self.path))
+    }
+}
+
+/// The disks that lsblk's answer, the mount table and the links describe; nodes and contents not yet looked at. Sorted:
+/// the first of several is the one that a refusal proposes, and must not follow from the order in which a kernel found them.
 fn disks(json: &str, mountinfo: &str, links: &Links) -> Result<Vec<Disk>> {
     let lsblk: Lsblk = serde_json::from_str(json).context("reading lsblk's answer")?;
-    Ok(lsblk.blockdevices.iter().map(|row| disk(row, mountinfo, links)).collect())
+    let mut rows: Vec<&Row> = lsblk.blockdevices.iter().collect();
+    rows.sort_by(|a, b| rank(a.kernel(), links).cmp(&rank(b.kernel(), links)));
+    Ok(rows.into_iter().map(|row| disk(row, mountinfo, links)).collect())
+}
+
+/// The place of a disk among others: Azure's data disks by LUN, then the rest by name, as a person counts.
+fn rank<'a>(kernel: &'a str, links: &Links) -> (u32, Vec<(usize, &'a str)>) {
+    let lun = links.luns.iter().find(|(_, _, to)| to == kernel).map_or(u32::MAX, |(lun, ..)| *lun);
+    (lun, counted(kernel))
+}
+
+/// A kernel name cut into what compares as a text and what compares as a number, which has its length before it: `nvme0n2`
+/// comes before `nvme0n10`, and `sdz` before `sdaa`.
+fn counted(kernel: &str) -> Vec<(usize, &str)> {
+    let letters = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase());
+    let driver = ["sd", "vd", "xvd", "hd"].into_iter().find(|d| kernel.strip_prefix(d).is_some_and(letters));
+    if let Some(driver) = driver {
+        let (driver, letters) = kernel.split_at(driver.len());
+        return vec![(0, driver), (letters.len(), letters)];
+    }
+    let digits = |run: &str| run.starts_with(|c: char| c.is_ascii_digit());
+    let mut runs: Vec<&str> = Vec::new();
+    let mut rest = kernel;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| c.is_ascii_digit() != digits(rest)).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        runs.push(run);
+        rest = after;
+    }
+    runs.into_iter().map(|run| (if digits(run) { run.len() } else { 0 }, run)).collect()
 }
 
 fn disk(row: &Row, mountinfo: &str, links: &Links) -> Disk {
-    let kernel = row.kname.as_deref().unwrap_or(name(&row.path));
+    let kernel = row.kernel();
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().trim().to_owned();
     let mut disk = Disk {
         path: row.path.clone(),
@@ -664,7 +700,7 @@ fn upon(row: &Row, mountinfo: &str, disk: &mut Disk) {
         }
     }
     for child in &row.children {
-        let kernel = child.kname.as_deref().unwrap_or(name(&child.path));
+        let kernel = child.kernel();
         if child.kind.as_deref() == Some("part") {
             let text = |text: &Option<String>| text.clone().unwrap_or_default();
             let part = Part { path: child.path.clone(), fs: text(&child.fstype), label: text(&child.label) };

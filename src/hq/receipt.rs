@@ -6,6 +6,7 @@ use super::service::Service;
 use crate::{
     host::{Busy, Host},
     journal::Journal,
+    ui::Ui,
 };
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// Outlives everything else of ours: removed last.
@@ -217,18 +218,33 @@ struct Line {
     entry: serde_json::Value,
 }
 
+/// A look of the timer's at the certificates is over in a second; but for a minute where nginx does not answer, as after a
+/// killed install, and an authority takes its time too.
+const OTHERS: Duration = Duration::from_secs(120);
+
+/// A renewal that has nothing to do is over by then.
+const WORTH_A_WORD: Duration = Duration::from_secs(5);
+
 impl Book {
-    /// Waits a little for another of ours: the timer's look at the certificates is over in a second.
-    pub fn open(host: &Host) -> Result<Self> {
-        let mut opened = Journal::open(host, Path::new(PATH));
-        for _ in 0..50 {
-            if !opened.as_ref().is_err_and(|e| e.is::<Busy>()) {
-                break;
+    /// Waits for another of ours, and says for whom: whoever is killed and begun again need not know of the timer's.
+    pub fn open(host: &Host, ui: &Ui) -> Result<Self> {
+        let (since, mut told) = (Instant::now(), None);
+        loop {
+            let busy = match Self::at_once(host) {
+                Err(e) if since.elapsed() < OTHERS => e.downcast::<Busy>()?,
+                opened => return opened,
+            };
+            if since.elapsed() > WORTH_A_WORD && told != busy.holder {
+                busy.holder.iter().for_each(|holder| ui.say(format_args!("waiting for {holder}")));
+                told = busy.holder;
             }
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            opened = Journal::open(host, Path::new(PATH));
+            std::thread::sleep(Duration::from_millis(200));
         }
-        let (journal, lines) = opened?;
+    }
+
+    /// As `open`, for whom another one at work is reason enough to do nothing.
+    pub fn at_once(host: &Host) -> Result<Self> {
+        let (journal, lines) = Journal::open(host, Path::new(PATH))?;
         Ok(Self(Mutex::new(Pages { receipt: Arc::new(fold(lines)?), journal })))
     }
 
@@ -299,6 +315,26 @@ mod tests {
         let receipt = read(&before).unwrap();
         assert_eq!((receipt.files.len(), receipt.dirs.len()), (1, 3));
         assert_eq!(receipt.loaded["mlflow.service"], "abc");
+    }
+
+    #[test]
+    fn another_one_at_work_is_waited_for_unless_at_once_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let other = Book::at_once(&host).unwrap();
+        assert!(Book::at_once(&host).err().unwrap().is::<Busy>());
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                drop(other);
+            });
+            Book::open(&host, &Ui::new(true)).unwrap();
+        });
+        let broken = b"no entry\n";
+        host.write(Path::new(PATH), 0o600, broken).unwrap();
+        let since = Instant::now();
+        Book::open(&host, &Ui::new(true)).err().unwrap();
+        assert!(since.elapsed() < Duration::from_secs(60), "what waiting does not mend is not waited for");
     }
 
     #[test]

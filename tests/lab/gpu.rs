@@ -8,7 +8,7 @@ use crate::{
     gpu_story::{Story, words},
     here::{self, Here},
     hq,
-    lab::{self, Machine, Release},
+    lab::{self, Release},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -58,7 +58,6 @@ const ENOUGH: &str = "/var/tmp/enough";
 struct Rented {
     story: Story,
     metal: Arc<LabMetal>,
-    before: Vec<String>,
     _way: Metadata,
 }
 
@@ -68,7 +67,6 @@ impl Rented {
             return None;
         }
         let here = Here::new()?;
-        let before = Machine::list().unwrap();
         // What the script needs, and what the agent does: an environment is made of the machine's own Python.
         let metal = Arc::new(LabMetal::new(Release::Bookworm, &["python3", "sudo"]).unwrap());
         let second = Duration::from_secs(1);
@@ -92,7 +90,7 @@ impl Rented {
         let story = Story::new(here, 22, "/tmp", options)?;
         // Before there is a machine: what asks there must never get to whatever this host itself is in.
         let way = Metadata::of(&story.cloud).unwrap();
-        Some(Self { story, metal, before, _way: way })
+        Some(Self { story, metal, _way: way })
     }
 
     /// The script that counts, with an hour to do so.
@@ -106,6 +104,7 @@ impl Rented {
     fn id(&self) -> String {
         let all = self.story.cloud.ids(Kind::Vm);
         assert_eq!(all.len(), 1, "{all:?}");
+        assert_eq!(self.metal.left().unwrap().len(), 1, "the lab has it too");
         all[0].clone()
     }
 
@@ -187,7 +186,7 @@ impl Rented {
     #[track_caller]
     fn nothing_left(&self) {
         self.story.nothing_left();
-        assert_eq!(Machine::list().unwrap(), self.before);
+        assert_eq!(self.metal.left().unwrap(), Vec::<String>::new());
         let sweep = self.story.run(&["gpu", "sweep"]);
         assert_eq!((sweep.status.code(), words(&sweep.stderr).as_str()), (Some(0), "nothing is loose\n"));
         let bill = self.story.cloud.bill().to_string();
@@ -221,7 +220,7 @@ fn out(run: &str) -> String {
 fn an_experiment_on_a_rented_machine_comes_home_and_the_machine_is_gone() {
     let Some(rented) = Rented::new() else { return };
     rented.story.runs_to_its_receipt();
-    assert_eq!(Machine::list().unwrap(), rented.before);
+    assert_eq!(rented.metal.left().unwrap(), Vec::<String>::new());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, ensure};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     net::Ipv4Addr,
@@ -28,6 +28,8 @@ pub struct LabMetal {
     release: Release,
     layer: Layer,
     machines: Mutex<BTreeMap<String, Machine>>,
+    /// What the lab calls all there ever were.
+    made: Mutex<BTreeSet<String>>,
 }
 
 impl LabMetal {
@@ -43,7 +45,7 @@ impl LabMetal {
             ensure!(out.code == 0, "installing {wanted}: {}", out.stderr);
             Ok(())
         })?;
-        Ok(Self { release, layer, machines: Mutex::default() })
+        Ok(Self { release, layer, machines: Mutex::default(), made: Mutex::default() })
     }
 
     /// Look at one that is on: its id is not heeded for case.
@@ -51,13 +53,20 @@ impl LabMetal {
         self.machines().get(&id.to_lowercase()).map(look)
     }
 
+    /// Which of its machines the lab still has. Others have theirs there at the same time.
+    pub fn left(&self) -> Result<Vec<String>> {
+        let made = self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(Machine::list()?.into_iter().filter(|name| made.contains(name)).collect())
+    }
+
     fn machines(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Machine>> {
         self.machines.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn make(&self, order: &Order) -> Result<Machine> {
-        let options =
-            Options { name: Some(lab_name(order)), layer: Some(self.layer.clone()), ..Options::default() };
+        let name = lab_name(order);
+        self.made.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.clone());
+        let options = Options { name: Some(name), layer: Some(self.layer.clone()), ..Options::default() };
         let machine = Machine::make(self.release, options)?;
         for (path, mode, text) in seed(order) {
             let to = machine.root().join(path);

@@ -319,17 +319,45 @@ fn lsblks_answer_is_read_in_both_dialects() {
     assert_eq!(
         brief,
         [
-            ("/dev/sda", 32213303296, false, false, 1, "/".into()),
-            ("/dev/sdb", 17179869184, false, true, 1, String::new()),
             ("/dev/sdc", 68719476736, true, false, 0, "/srv/my data".into()),
             ("/dev/nvme1n1", 1, false, true, 0, String::new()),
+            ("/dev/sda", 32213303296, false, false, 1, "/".into()),
+            ("/dev/sdb", 17179869184, false, true, 1, String::new()),
         ]
     );
-    assert_eq!((disks[0].model.as_str(), disks[0].serial.as_str()), ("Virtual Disk", "60022480"));
+    assert_eq!((disks[2].model.as_str(), disks[2].serial.as_str()), ("Virtual Disk", "60022480"));
     assert_eq!(
-        (&disks[2].holders[..], &disks[2].luns[..]),
+        (&disks[0].holders[..], &disks[0].luns[..]),
         (&["dm-0".to_owned()][..], &[links.luns[0].1.clone()][..])
     );
+}
+
+#[test]
+fn disks_are_listed_by_lun_and_then_as_a_person_counts() {
+    let lun = |n: u32, to: &str| (n, format!("/dev/disk/azure/scsi1/lun{n}"), to.to_owned());
+    let table: [(&[(u32, &str)], &str); 5] = [
+        // A loop device in use elsewhere gives the first disk the larger name.
+        (&[(1, "loop3"), (0, "loop10")], "loop10 loop3"),
+        (&[(10, "sda"), (2, "sdb"), (0, "sdc")], "sdc sdb sda sdd"),
+        (&[(0, "nvme0n10"), (1, "nvme0n2")], "nvme0n10 nvme0n2 nvme0n1"),
+        (&[], "nvme0n1 nvme0n2 nvme0n10 nvme1n1 sda sdb sdz sdaa sdba vda vdb"),
+        (&[], "dm-0 loop0 loop2 loop10 nvme1c10n1 sr0 xvda xvdaa zram1"),
+    ];
+    for (luns, wanted) in table {
+        let links = Links { luns: luns.iter().map(|(n, to)| lun(*n, to)).collect(), temporary: vec![] };
+        let mut found: Vec<&str> = wanted.split(' ').collect();
+        for _ in 0..found.len() {
+            found.rotate_left(1);
+            let rows: Vec<_> = found
+                .iter()
+                .map(|n| serde_json::json!({"kname": n, "path": format!("/dev/{n}"), "size": 1, "ro": false}))
+                .collect();
+            let json = serde_json::json!({ "blockdevices": rows }).to_string();
+            let listed = disks(&json, "", &links).unwrap();
+            let listed: Vec<_> = listed.iter().map(|disk| name(&disk.path)).collect();
+            assert_eq!(listed.join(" "), wanted);
+        }
+    }
 }
 
 #[test]
@@ -435,7 +463,8 @@ fn the_mount_unit_is_one_that_systemd_accepts() {
 
 // ── real devices ────────────────────────────────────────────────────────────────────────────────────────────
 
-/// A loop device on a sparse file, for a test's lifetime.
+/// A loop device on a sparse file, for a test's lifetime. What is made on it has a UUID of its own: mkfs is given what it
+/// needs in a directory of this machine's that is named after it.
 struct Loop {
     host: Host,
     dev: String,
@@ -570,7 +599,8 @@ fn a_blank_disk_becomes_ours_once() {
 #[test]
 fn a_mounted_disk_is_ours_only_where_our_data_belong() {
     let Some(disk) = Loop::new(300) else { return };
-    format(&disk.host, &disk.dev, UUID, NOTICE).unwrap();
+    let uuid = new_uuid().unwrap();
+    format(&disk.host, &disk.dev, &uuid, NOTICE).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().to_string_lossy().into_owned();
     if let Err(why) = disk.host.run(&Cmd::new("mount", [&disk.dev, &at])) {
@@ -580,14 +610,14 @@ fn a_mounted_disk_is_ours_only_where_our_data_belong() {
     let seen = look(&disk.host, &disk.choice()).unwrap();
     let found = seen.disks.iter().find(|d| d.path == disk.dev).unwrap();
     let (here, there) = (verdict(found, &at, &[]), verdict(found, AT, &[]));
-    let again = format(&disk.host, &disk.dev, UUID, NOTICE);
+    let again = format(&disk.host, &disk.dev, &uuid, NOTICE);
     // Without its marker, and once mounted, it is no longer ours to make anew.
     disk.sh(&format!("rm {at}/{MARKER}; umount {at}"));
-    assert_eq!(here, Verdict::Ours { uuid: UUID.into() });
+    assert_eq!(here, Verdict::Ours { uuid: uuid.clone() });
     let words = format!("holds an ext4 file system labelled echoes_data, mounted at {at}");
     assert_eq!(there, Verdict::Foreign { what: words });
     again.unwrap_err();
-    assert!(matches!(disk.verdict(&[UUID]), Verdict::Foreign { .. }));
+    assert!(matches!(disk.verdict(&[&uuid]), Verdict::Foreign { .. }));
 }
 
 /// mkfs stopped after any part of its writing, its first superblock last: what is left is recognised by the
@@ -595,30 +625,30 @@ fn a_mounted_disk_is_ours_only_where_our_data_belong() {
 #[test]
 fn a_format_cut_short_anywhere_is_finished_by_the_next_run() {
     let Some(disk) = Loop::new(300) else { return };
-    let host = &disk.host;
-    stake(host, &disk.dev, disk.size, UUID).unwrap();
-    assert_eq!(disk.verdict(&[UUID]), Verdict::Unfinished { uuid: UUID.into() }, "the stake alone");
-    make(host, &disk.dev, disk.size, UUID).unwrap();
+    let (host, uuid) = (&disk.host, new_uuid().unwrap());
+    stake(host, &disk.dev, disk.size, &uuid).unwrap();
+    assert_eq!(disk.verdict(&[&uuid]), Verdict::Unfinished { uuid: uuid.clone() }, "the stake alone");
+    make(host, &disk.dev, disk.size, &uuid).unwrap();
     let whole = disk._dir.path().join("whole").to_string_lossy().into_owned();
     disk.sh(&format!("cp --sparse=always $D {whole}"));
     for blocks in [1, 2, 3, 17, 64, 300, 5000, 33000, 76000] {
         disk.wipe();
-        stake(host, &disk.dev, disk.size, UUID).unwrap();
+        stake(host, &disk.dev, disk.size, &uuid).unwrap();
         disk.sh(&format!("dd if={whole} of=$D bs=4096 count={blocks} conv=sparse,notrunc status=none"));
         disk.sh("dd if=/dev/zero of=$D bs=1024 seek=1 count=1 conv=notrunc status=none");
-        assert_eq!(disk.verdict(&[UUID]), Verdict::Unfinished { uuid: UUID.into() }, "{blocks} blocks");
+        assert_eq!(disk.verdict(&[&uuid]), Verdict::Unfinished { uuid: uuid.clone() }, "{blocks} blocks");
         assert!(matches!(disk.verdict(&[]), Verdict::Foreign { .. }), "{blocks} blocks, and no note of it");
         let other = "11111111-2222-4333-8444-555555555555";
         format(host, &disk.dev, other, NOTICE).expect_err("another's half-made file system");
-        format(host, &disk.dev, UUID, NOTICE).unwrap();
-        assert_eq!(disk.verdict(&[]), Verdict::Ours { uuid: UUID.into() }, "{blocks} blocks");
+        format(host, &disk.dev, &uuid, NOTICE).unwrap();
+        assert_eq!(disk.verdict(&[]), Verdict::Ours { uuid: uuid.clone() }, "{blocks} blocks");
     }
     // A power cut that kept the superblock and lost the marker.
     disk.sh(&format!("debugfs -w -R 'rm /{MARKER}' $D"));
-    assert_eq!(disk.verdict(&[UUID]), Verdict::Unfinished { uuid: UUID.into() });
+    assert_eq!(disk.verdict(&[&uuid]), Verdict::Unfinished { uuid: uuid.clone() });
     assert!(matches!(disk.verdict(&[]), Verdict::Foreign { .. }));
-    format(host, &disk.dev, UUID, NOTICE).unwrap();
-    assert_eq!(disk.verdict(&[]), Verdict::Ours { uuid: UUID.into() });
+    format(host, &disk.dev, &uuid, NOTICE).unwrap();
+    assert_eq!(disk.verdict(&[]), Verdict::Ours { uuid: uuid.clone() });
 }
 
 /// Kills mkfs after so many thousandths of a second; otherwise this machine.

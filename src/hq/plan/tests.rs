@@ -43,7 +43,7 @@ fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
 }
 
 fn install_with(host: &Host, wanted: &[Resource], take: &Take) -> Result<Done> {
-    let book = Book::open(host)?;
+    let book = Book::at_once(host)?;
     let work = Work { host, take, sweep: Sweep::Unwanted, ui: &Ui::new(true), routes: &|| Ok(()) };
     work.converge(wanted, &book)
 }
@@ -124,7 +124,7 @@ fn settings_that_a_flag_wrote_stay_as_long_as_anything_does() {
     let (_dir, host) = root();
     let path = Path::new(crate::config::PATH);
     let note = Entry::Wrote { path: path.into(), hash: sha256(b"x"), dirs: vec![] };
-    Book::open(&host).unwrap().note(note).unwrap();
+    Book::at_once(&host).unwrap().note(note).unwrap();
     host.write(path, 0o640, b"x").unwrap();
     install(&host, &hq("a.example", &[Service::Docs])).unwrap();
     assert!(host.exists(path).unwrap());
@@ -160,7 +160,7 @@ fn a_crash_between_note_and_write_still_uninstalls() {
     let (_dir, host) = root();
     install(&host, &hq("a.example", &Service::ALL)).unwrap();
     let never = Entry::Wrote { path: SITE.into(), hash: sha256(b"never written"), dirs: vec![] };
-    Book::open(&host).unwrap().note(never).unwrap();
+    Book::at_once(&host).unwrap().note(never).unwrap();
     install(&host, &[]).unwrap();
     assert!(!host.exists(Path::new(SITE)).unwrap());
 }

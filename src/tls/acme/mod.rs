@@ -215,6 +215,14 @@ impl Failure {
         failure
     }
 
+    /// The same, with what had already gone otherwise than asked for: it may be why.
+    fn noting(self, notes: &[String]) -> Self {
+        if notes.is_empty() {
+            return self;
+        }
+        Self { doing: format!("{} ({})", self.doing, notes.join("; ")).into(), ..self }
+    }
+
     /// What is to be done about it.
     pub fn class(&self) -> ErrorClass {
         match &self.kind {

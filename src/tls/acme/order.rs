@@ -159,7 +159,7 @@ async fn carry_out(
     if outcome.as_ref().is_err_and(is_final) {
         super::forget(host, &wish.id).map_err(local)?;
     }
-    let pair = outcome?;
+    let pair = outcome.map_err(|failure| failure.noting(&notes))?;
     let profile = order.state().profile.clone();
     if let Some(wanted) = &wish.profile
         && profile.as_ref() != Some(wanted)
@@ -213,7 +213,7 @@ async fn place(account: &Account<'_>, wish: &Wish, notes: &mut Vec<String>) -> R
         };
         let failure = Failure::of(&doing, Stage::NewOrder, &e, &account.heard());
         if replaces.is_none() {
-            return Err(failure);
+            return Err(failure.noting(notes));
         }
         // An order that came without what it replaces is one that it does not want to hear of.
         if !failure.class().blames_replaces() {

@@ -77,6 +77,8 @@ struct Inner {
     rules: Vec<Rule>,
     /// Method and path of every request.
     asked: Vec<(String, String)>,
+    /// What the authority itself refused, where its answer arrived.
+    refused: Vec<String>,
 }
 
 pub struct Proxy {
@@ -121,13 +123,20 @@ impl Proxy {
         inner.asked.iter().filter(|(m, p)| m == method && p.contains(path)).count()
     }
 
+    /// How often the authority itself refused something with these words; since the last `forget`.
+    pub fn refused(&self, words: &str) -> usize {
+        self.inner.lock().unwrap().refused.iter().filter(|said| said.contains(words)).count()
+    }
+
     /// All of them, for a person.
     pub fn story(&self) -> Vec<String> {
         self.inner.lock().unwrap().asked.iter().map(|(method, path)| format!("{method} {path}")).collect()
     }
 
     pub fn forget(&self) {
-        self.inner.lock().unwrap().asked.clear();
+        let mut inner = self.inner.lock().unwrap();
+        inner.asked.clear();
+        inner.refused.clear();
     }
 }
 
@@ -224,6 +233,9 @@ async fn pass(State((inner, client, upstream)): State<Shared>, request: Request)
         Some(Act::Without(name)) => drop(headers.remove(name)),
         Some(Act::With(name, value)) => drop(headers.insert(name, value.parse().unwrap())),
         _ => {}
+    }
+    if status.is_client_error() || status.is_server_error() {
+        inner.lock().unwrap().refused.push(String::from_utf8_lossy(&body).into_owned());
     }
     let mut answer = Response::builder().status(status);
     *answer.headers_mut().unwrap() = headers;
