@@ -1,4 +1,4 @@
-# The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/support/.
+# The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/kit/.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down test bench deb handbook lint lock ci
@@ -13,7 +13,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: ## Boot a throw-away Debian machine with a whole headquarters on it
-	@tests/support/tools.sh demo
+	@tests/kit/tools.sh demo
 	@$(MAKE) --no-print-directory deb
 	@cargo build --quiet --example lab
 	@$(AS_ROOT) cargo run --quiet --example demo -- up $(RELEASE)
@@ -22,25 +22,25 @@ demo-down: ## End the demo's machine; nothing of it stays
 	@$(AS_ROOT) cargo run --quiet --example demo -- down
 
 test: ## Install what the tests need, and run all of them
-	@tests/support/tools.sh test
-	@tests/support/test.sh
+	@tests/kit/tools.sh test
+	@tests/kit/test.sh
 
 bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az
-	@tests/support/tools.sh bench
+	@tests/kit/tools.sh bench
 	@$(MAKE) --no-print-directory deb
 	@$(AS_ROOT) cargo run --quiet --release --example bench
 
 deb: ## Build target/debian/echoes-appliance_VERSION_ARCH.deb
-	@tests/support/tools.sh build
+	@tests/kit/tools.sh build
 	@packaging/deb/build.sh "$$(packaging/build.sh)" target/debian
 
 handbook: ## Build the manual and serve it at http://127.0.0.1:8001 while it is written
 	@packaging/handbook.sh serve --dev-addr 127.0.0.1:8001
 
 lint: ## Format, clippy with warnings denied, shellcheck, the manual
-	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/support/*.sh .ci/run
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/kit/*.sh tests/gpu/*.sh .ci/run
 	@packaging/handbook.sh build --strict --quiet --site-dir "$(CURDIR)/target/handbook"
 
 lock: ## Resolve every dependency anew

@@ -1,6 +1,6 @@
 //! Killed anywhere, and run again: the same end. `kill -9` at every entry of the journal, for real.
 
-use crate::{
+use kit::{
     hq,
     lab::{Disk, Machine, Release, differences},
     traces,
@@ -177,10 +177,10 @@ fn killed_until_done(machine: &Machine, at: &str, command: &str) -> (u32, String
         let out = machine.exec(&format!("{} echoes-appliance {command}", hq::die_at(at, when)));
         match out.code {
             137 => kills += 1,
-            0 => return (kills, hq::words(&out)),
+            0 => return (kills, out.text()),
             // The renewal's timer, which the machine has by then, waits for nginx in the meantime.
-            1 if hq::words(&out).contains("in use by another echoes-appliance") => {}
-            code => panic!("`{command}` after {kills} kills ended with {code}:\n{}", hq::words(&out)),
+            1 if out.text().contains("in use by another echoes-appliance") => {}
+            code => panic!("`{command}` after {kills} kills ended with {code}:\n{}", out.text()),
         }
     }
     panic!("no progress:\n{}", machine.ok("tail -n 8 /var/lib/echoes-appliance/receipt.jsonl"))
