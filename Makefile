@@ -1,4 +1,4 @@
-# The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/support/.
+# The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/kit/.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-down quick test test-all bench deb handbook lint lock ci
@@ -13,7 +13,7 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: ## Boot a throw-away Debian machine with a whole headquarters on it
-	@tests/support/tools.sh demo
+	@tests/kit/tools.sh demo
 	@$(MAKE) --no-print-directory deb
 	@cargo build --quiet --example lab
 	@$(AS_ROOT) cargo run --quiet --example demo -- up $(RELEASE)
@@ -22,24 +22,24 @@ demo-down: ## End the demo's machine; nothing of it stays
 	@$(AS_ROOT) cargo run --quiet --example demo -- down
 
 quick: ## Form, and the tests that need no machine: a few minutes
-	@tests/support/tools.sh test
-	@tests/support/test.sh quick
+	@tests/kit/tools.sh test
+	@tests/kit/test.sh quick
 
 test: ## Install what the tests need, and run them; what repeats another release's story, only where it may differ
-	@tests/support/tools.sh test
-	@tests/support/test.sh test
+	@tests/kit/tools.sh test
+	@tests/kit/test.sh test
 
 test-all: ## Run every test there is, and note in tests/tiers/full-pass that they passed
-	@tests/support/tools.sh test
-	@tests/support/test.sh all
+	@tests/kit/tools.sh test
+	@tests/kit/test.sh all
 
 bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az
-	@tests/support/tools.sh bench
+	@tests/kit/tools.sh bench
 	@$(MAKE) --no-print-directory deb
 	@$(AS_ROOT) cargo run --quiet --release --example bench
 
 deb: ## Build target/debian/echoes-appliance_VERSION_ARCH.deb
-	@tests/support/tools.sh build
+	@tests/kit/tools.sh build
 	@packaging/deb/build.sh "$$(packaging/build.sh)" target/debian
 
 handbook: ## Build the manual and serve it at http://127.0.0.1:8001 while it is written
@@ -48,7 +48,7 @@ handbook: ## Build the manual and serve it at http://127.0.0.1:8001 while it is 
 lint: ## Format, clippy with warnings denied, shellcheck, the manual
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/support/*.sh .ci/run
+	shellcheck packaging/*.sh packaging/deb/build.sh packaging/deb/prerm tests/kit/*.sh tests/gpu/*.sh .ci/run
 	@packaging/handbook.sh build --strict --quiet --site-dir "$(CURDIR)/target/handbook"
 
 lock: ## Resolve every dependency anew

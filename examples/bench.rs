@@ -5,24 +5,20 @@
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
 
-#[path = "../tests/support/acme.rs"]
-mod acme;
 #[path = "bench/far.rs"]
 mod far;
 #[path = "bench/first.rs"]
 mod first;
 #[path = "bench/gpu.rs"]
 mod gpu;
-#[allow(dead_code)]
-#[path = "../tests/support/hq.rs"]
-mod hq;
-#[path = "../tests/support/lab.rs"]
-mod lab;
 #[path = "bench/sending.rs"]
 mod sending;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Lab, Machine, Release};
+use kit::{
+    acme, hq,
+    lab::{Lab, Machine, Release},
+};
 use serde_json::{Value, json};
 use std::{path::Path, process::Command};
 

@@ -3,19 +3,12 @@
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
-#[path = "../tests/support/cloud.rs"]
-mod cloud;
-#[path = "../tests/support/cloud_lab.rs"]
-mod cloud_lab;
-#[path = "../tests/support/lab.rs"]
-mod lab;
-#[path = "cloud/words.rs"]
-mod words;
-
 use anyhow::{Context as _, Result, bail};
-use cloud::{Cloud, Options, Pace};
-use cloud_lab::{LabMetal, Metadata};
-use lab::{Lab, Release};
+use kit::{
+    cloud::{Cloud, Options, Pace, words},
+    cloud_lab::{LabMetal, Metadata},
+    lab::{Lab, Release},
+};
 use std::{
     io::{BufRead as _, stdin},
     net::Ipv4Addr,

@@ -7,25 +7,15 @@
 
 #[path = "demo/azure.rs"]
 mod azure;
-#[path = "../tests/support/cloud.rs"]
-mod cloud;
-#[path = "../tests/support/cloud_lab.rs"]
-mod cloud_lab;
-#[path = "demo/experiment.rs"]
-mod experiment;
 #[path = "demo/forward.rs"]
 mod forward;
-// The tests use the rest of it.
-#[allow(dead_code)]
-#[path = "../tests/support/hq.rs"]
-mod hq;
-#[path = "../tests/support/lab.rs"]
-mod lab;
-#[path = "cloud/words.rs"]
-mod words;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Disk, Lab, Machine, Options, Release};
+use kit::{
+    cloud::words,
+    experiment, hq,
+    lab::{Disk, Lab, Machine, Options, Release},
+};
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
@@ -147,7 +137,7 @@ fn fill(machine: &Machine) -> Result<()> {
 fn experiments(machine: &Machine, coming: azure::Coming) -> Result<()> {
     experiment::person(machine)?;
     let run = |more: &str| {
-        let words = experiment::words(more);
+        let words = experiment::gpu_run(more);
         step(&format!("{}, in a checkout: {words}", experiment::PERSON));
         watch(machine, &experiment::typed(&words))
     };

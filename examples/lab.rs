@@ -3,11 +3,8 @@
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
-#[path = "../tests/support/lab.rs"]
-mod lab;
-
 use anyhow::{Context as _, Result, bail};
-use lab::{Disk, Lab, Machine, Options, Release};
+use kit::lab::{self, Disk, Lab, Machine, Options, Release};
 use std::{path::Path, process::ExitCode};
 
 const USAGE: &str = "\

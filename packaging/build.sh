@@ -27,11 +27,11 @@ export CARGO_ZIGBUILD_PYTHON_PATH=$venv/bin/python3 CARGO_ZIGBUILD_CACHE_DIR=$ta
 export ZIG_GLOBAL_CACHE_DIR=$target/packaging-cache/zig CARGO_TARGET_DIR=$target
 PATH=$venv/bin:$PATH cargo zigbuild --locked --release --manifest-path "$manifest" --target "$triple.$glibc" >&2
 
-# The workspace has other members, for the tests.
-name=$(cargo metadata --no-deps --format-version 1 --manifest-path "$manifest" | python3 -c '
-import json, sys
-package = next(p for p in json.load(sys.stdin)["packages"] if p["manifest_path"] == sys.argv[1])
-print(next(target["name"] for target in package["targets"] if "bin" in target["kind"]))' "$manifest")
+# Of that manifest's own package: the workspace has others, which are never built here.
+name=$(cargo metadata --no-deps --format-version 1 --manifest-path "$manifest" |
+    python3 -c 'import json, sys
+own = next(p for p in json.load(sys.stdin)["packages"] if p["manifest_path"] == sys.argv[1])
+print(next(t["name"] for t in own["targets"] if "bin" in t["kind"]))' "$manifest")
 binary=$target/$triple/release/$name
 
 # The promise of this script, looked at rather than believed.

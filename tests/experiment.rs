@@ -4,11 +4,12 @@
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
 
+use kit::process::CompletedProcess;
 use serde_json::Value;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/experiment");
@@ -44,14 +45,10 @@ fn python() -> Option<PathBuf> {
     Some(python)
 }
 
-fn run(python: &Path, out: &Path, arguments: &[&str]) -> Output {
+fn run(python: &Path, out: &Path, arguments: &[&str]) -> CompletedProcess {
     let mut command = Command::new(python);
     command.current_dir(SAMPLE).args(arguments).env("ECHOES_OUT", out).env_remove("MLFLOW_TRACKING_URI");
-    command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap()
-}
-
-fn words(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    CompletedProcess::run(command.env("PYTHONDONTWRITEBYTECODE", "1"))
 }
 
 #[test]
@@ -60,12 +57,10 @@ fn it_learns_in_as_many_pieces_as_it_is_given_time_for_and_says_so_when_it_has_n
     let dir = tempfile::tempdir().unwrap();
     let script = "experiments/train_comprehensive.py";
     let short = run(&python, dir.path(), &[script, "--models", "lstm", "--epochs", "1"]);
-    assert_eq!(short.status.code(), Some(1), "{}", words(&short));
-    assert!(words(&short).contains("not learnt"), "{}", words(&short));
+    assert!(short.assert_code(1).text().contains("not learnt"), "{short}");
 
     let whole = run(&python, dir.path(), &[script]);
-    assert_eq!(whole.status.code(), Some(0), "{}", words(&whole));
-    assert!(words(&whole).contains("lstm: going on after epoch 1 of 12"), "{}", words(&whole));
+    assert!(whole.assert_code(0).text().contains("lstm: going on after epoch 1 of 12"), "{whole}");
     let results: Value = serde_json::from_slice(&fs::read(dir.path().join("results.json")).unwrap()).unwrap();
     let baseline = results["baseline"]["mean"].as_f64().unwrap();
     for name in ["esn", "lstm"] {
@@ -81,5 +76,5 @@ fn its_own_tests_pass() {
     let Some(python) = python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let out = run(&python, dir.path(), &["-m", "unittest", "discover", "tests"]);
-    assert!(out.status.success() && words(&out).contains("OK"), "{}", words(&out));
+    assert!(out.assert_code(0).text().contains("OK"), "{out}");
 }

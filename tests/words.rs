@@ -4,31 +4,24 @@
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::print_stderr)]
 
+use kit::process::CompletedProcess;
 use std::{path::Path, process::Command};
 use tempfile::TempDir;
 
-#[derive(Debug, PartialEq, Eq)]
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
 /// Run it in `dir`, whose name is then written as `DIR`, with no environment but a path.
-fn run(dir: &Path, arguments: &[&str]) -> Said {
-    let out = Command::new(env!("CARGO_BIN_EXE_echoes-appliance"))
-        .args(arguments)
-        .current_dir(dir)
-        .env_clear()
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .output()
-        .unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().replace(dir.to_str().unwrap(), "DIR");
-    Said { code: out.status.code().unwrap(), out: text(out.stdout), err: text(out.stderr) }
+fn run(dir: &Path, arguments: &[&str]) -> CompletedProcess {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).current_dir(dir).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let out = CompletedProcess::run(&mut command);
+    let shown = |text: String| {
+        assert!(!text.contains(char::REPLACEMENT_CHARACTER), "not UTF-8: {text}");
+        text.replace(dir.to_str().unwrap(), "DIR")
+    };
+    CompletedProcess { code: out.code, stdout: shown(out.stdout), stderr: shown(out.stderr) }
 }
 
-fn said(code: i32, out: &str, err: &str) -> Said {
-    Said { code, out: out.into(), err: err.into() }
+fn said(code: i32, out: &str, err: &str) -> CompletedProcess {
+    CompletedProcess { code, stdout: out.into(), stderr: err.into() }
 }
 
 /// A directory with this settings file in it.
@@ -38,13 +31,16 @@ fn settings(text: &str) -> TempDir {
     dir
 }
 
+/// The appliance, as cargo has built it for these tests.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_echoes-appliance");
+
 const DEFAULTS: &str = include_str!("../assets/config.toml");
 
 #[test]
 fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
     let dir = settings("");
     let help = run(dir.path(), &["--help"]);
-    assert_eq!((help.code, help.err.as_str()), (0, ""));
+    assert_eq!((help.code, help.stderr.as_str()), (0, ""));
     let verbs = [
         "install",
         "plan",
@@ -62,7 +58,7 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         "help",
     ];
     let listed: Vec<&str> = help
-        .out
+        .stdout
         .lines()
         .skip_while(|line| *line != "Commands:")
         .skip(1)
@@ -70,11 +66,11 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         .filter_map(|line| line.split_whitespace().next())
         .collect();
     assert_eq!(listed, verbs);
-    let widest = help.out.lines().map(str::len).max();
+    let widest = help.stdout.lines().map(str::len).max();
     assert!(widest <= Some(100), "help is wider than 100 columns");
     for verb in &verbs[..13] {
         let of_verb = run(dir.path(), &[verb, "--help"]);
-        assert_eq!((of_verb.code, of_verb.err.as_str()), (0, ""), "{verb}");
+        assert_eq!((of_verb.code, of_verb.stderr.as_str()), (0, ""), "{verb}");
     }
     let version = format!("echoes-appliance {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(run(dir.path(), &["--version"]), said(0, &version, ""));
@@ -94,9 +90,9 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         &["gpu", "attach", "../etc"],
     ] {
         let answer = run(dir.path(), wrong);
-        assert_eq!((answer.code, answer.out.as_str()), (2, ""), "{wrong:?}: {}", answer.err);
+        assert_eq!((answer.code, answer.stdout.as_str()), (2, ""), "{wrong:?}: {}", answer.stderr);
     }
-    let shop = run(dir.path(), &["logs", "shop"]).err;
+    let shop = run(dir.path(), &["logs", "shop"]).stderr;
     assert!(shop.contains("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew"), "{shop}");
 }
 
@@ -120,14 +116,14 @@ fn what_is_in_force_is_shown_without_its_password() {
     let dir = settings("domain = \"a.test\"\n\n[docs]\nport = 9000\n");
     let set = "mlflow.backend=postgresql://u:hunter2@db/x";
     let shown = run(dir.path(), &["--config", "c.toml", "config", "show", "--set", set]);
-    assert_eq!((shown.code, shown.err.as_str()), (0, ""));
-    assert!(!shown.out.contains("hunter2"), "{}", shown.out);
+    assert_eq!((shown.code, shown.stderr.as_str()), (0, ""));
+    assert!(!shown.stdout.contains("hunter2"), "{}", shown.stdout);
     for line in ["domain = \"a.test\"", "backend = \"postgresql://(hidden)\"", "port = 9000", "port = 5000"] {
-        assert!(shown.out.lines().any(|shown| shown == line), "{line} is not in {}", shown.out);
+        assert!(shown.stdout.lines().any(|shown| shown == line), "{line} is not in {}", shown.stdout);
     }
     // What is shown is again a settings file, but for what was hidden.
     let plain = run(dir.path(), &["--config", "c.toml", "config", "show"]);
-    let again = settings(&plain.out);
+    let again = settings(&plain.stdout);
     assert_eq!(run(again.path(), &["--config", "c.toml", "config", "show"]), plain);
 }
 
@@ -230,7 +226,7 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
         dir.path(),
         &arguments(&["--print-spec", "--secret", "KEY", "--env", "A=b=c", "--", "--epochs", "50"]),
     );
-    assert_eq!((printed.code, printed.err.as_str()), (0, ""));
+    assert_eq!((printed.code, printed.stderr.as_str()), (0, ""));
     for line in [
         r#"  "run": "esn","#,
         r#"  "source": "local","#,
@@ -239,9 +235,9 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
         r#"  "max_seconds": 86400,"#,
         r#"  "max_cost": 5000000,"#,
     ] {
-        assert!(printed.out.lines().any(|printed| printed == line), "{line} is not in {}", printed.out);
+        assert!(printed.stdout.lines().any(|printed| printed == line), "{line} is not in {}", printed.stdout);
     }
-    let flat: String = printed.out.split_whitespace().collect();
+    let flat: String = printed.stdout.split_whitespace().collect();
     let rest = r#""arguments":["--epochs","50"]"#;
     assert!(flat.contains(rest) && flat.contains(r#""env":[["A","b=c"]]"#), "{flat}");
     assert!(flat.contains(r#""secrets":["KEY"]"#), "{flat}");

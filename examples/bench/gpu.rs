@@ -74,7 +74,7 @@ pub fn table(
 /// The program of the package, as a user gets it.
 fn unpacked() -> Result<PathBuf> {
     let dir = Path::new(TOP).join("target/bench-tools/package");
-    sh("rm -rf \"$2\" && mkdir -p \"$2\" && dpkg-deb --extract \"$1\" \"$2\"", &[&crate::hq::deb(), &dir])?;
+    sh("rm -rf \"$2\" && mkdir -p \"$2\" && dpkg-deb --extract \"$1\" \"$2\"", &[&kit::hq::deb(), &dir])?;
     Ok(dir.join("usr/bin/echoes-appliance"))
 }
 

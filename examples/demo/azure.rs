@@ -1,14 +1,13 @@
 //! The simulated Azure of the demo: a process that outlives the command which started it, answers who asks, and ends when
 //! it is told to, or when the headquarters is gone. What is still rented then goes with it.
 
-use crate::{
-    cloud::{Cloud, Options, Pace, Takes},
+use anyhow::{Context as _, Result, ensure};
+use kit::{
+    cloud::{Cloud, Options, Pace, Takes, words},
     cloud_lab::{LabMetal, Metadata},
     experiment::AZURE_CA,
     lab::{self, Machine, Release},
-    words,
 };
-use anyhow::{Context as _, Result, ensure};
 use std::{
     fs::File,
     io::{BufRead as _, BufReader, Read as _, Write as _},

@@ -1,8 +1,8 @@
 //! The way from this host's loopback, where browsers look for *.localhost, to the machine: a small process that
 //! outlives the command which started it, and ends by itself when the machine is gone.
 
-use crate::lab::Machine;
 use anyhow::{Context as _, Result, bail, ensure};
+use kit::lab::Machine;
 use std::{
     io::{BufRead as _, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

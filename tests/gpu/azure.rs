@@ -2,10 +2,11 @@
 //! each request to Microsoft's documents, on a machine that is this one behind a real sshd with the key that it was given
 //! at its first start.
 
-use crate::{
-    gpu_sshd::{Loop, Sshd, inside},
-    gpu_story::{Story, T4, words},
+use crate::PROGRAM;
+use kit::{
     here::Here,
+    sshd::{Loop, Sshd, inside},
+    story::{Story, T4},
 };
 use std::{fs, path::PathBuf, process::Command, sync::Arc};
 
@@ -50,7 +51,7 @@ impl Drop for DataDisk {
 }
 
 fn story() -> Option<Story> {
-    let here = Here::new()?;
+    let here = Here::new(PROGRAM)?;
     let sshd = Sshd::new(&here, None)?;
     told(here, sshd)
 }
@@ -64,19 +65,16 @@ fn told(here: Here, sshd: Arc<Sshd>) -> Option<Story> {
 fn what_can_be_had_is_shown_and_nothing_is_rented_without_a_yes() {
     let Some(story) = story() else { return };
     let plan = story.gpu_run("plan", &["--dry-run", "--max-cost", "5"]);
-    let said = words(&plan.stderr);
-    assert_eq!(plan.status.code(), Some(0), "{said}");
+    let said = &plan.assert_code(0).stderr;
     assert!(said.contains('✓') && said.contains(T4) && said.contains("eastus"), "{said}");
     assert!(said.contains("before it costs $5.00"), "{said}");
 
     let unasked = story.gpu_run("unasked", &[]);
-    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
-    assert!(words(&unasked.stderr).contains("it costs money, and there is nobody to ask\ntry:   -y"));
+    unasked.assert_code(1).assert_stderr("it costs money, and there is nobody to ask\ntry:   -y");
 
     story.cloud.set_quota("lowPriorityCores", 0);
     let short = story.gpu_run("short", &["--spot", "always", "-y"]);
-    let said = words(&short.stderr);
-    assert_eq!(short.status.code(), Some(81), "{said}");
+    let said = &short.assert_code(81).stderr;
     assert!(said.contains('✗') && said.contains("ask for a limit of 4"), "{said}");
     assert_eq!(story.cloud.left(), Vec::<String>::new());
     story.cloud.assert_honest();
@@ -93,21 +91,17 @@ fn the_doctor_rents_the_cheapest_machine_for_a_whole_run_and_leaves_nothing() {
     let Some(story) = story() else { return };
     let live = ["gpu", "doctor", "--live", "--provider", "azure"];
     let unasked = story.run(&live);
-    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
-    assert!(words(&unasked.stderr).contains("there is nobody to ask"));
+    unasked.assert_code(1).assert_stderr("there is nobody to ask");
     assert_eq!(story.cloud.bill().total(), 0);
     let out = story.run(&[&live[..], &["-y"]].concat());
-    let (said, rows) = (words(&out.stderr), words(&out.stdout));
-    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    let rows = &out.assert_code(0).stdout;
     assert!(rows.contains("live.home") && rows.contains(" on Standard_B1s"), "{rows}");
     assert_eq!(story.cloud.left(), Vec::<String>::new(), "{}", story.cloud.story());
     assert!(story.cloud.bill().total() > 0, "{}", story.cloud.bill());
 
     story.cloud.set_quota("cores", 0);
     let out = story.run(&[&live[..], &["-y"]].concat());
-    let rows = words(&out.stdout);
-    assert_eq!(out.status.code(), Some(3), "{}{rows}", words(&out.stderr));
-    assert!(rows.contains("✗  live.rent  none of these can be had"), "{rows}");
+    out.assert_code(3).assert_stdout("✗  live.rent  none of these can be had");
     story.cloud.assert_honest();
 }
 
@@ -121,8 +115,7 @@ fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
     inside(holder, mount, &[results]);
     let step = story.here.inside(&format!("{results}/big/out/step1.txt"));
     let out = story.gpu_run("big", &["-y"]);
-    let said = words(&out.stderr);
-    assert_eq!(out.status.code(), Some(7), "{said}");
+    let said = &out.assert_code(7).stderr;
     assert!(said.contains("no room here for") && said.contains("gpu pull big"), "{said}");
     assert!(!step.exists() && story.here.starts() == 1);
     let costing = story.cloud.costing();
@@ -130,14 +123,13 @@ fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
     let before = story.cloud.bill().total();
 
     let unasked = story.run(&["gpu", "pull", "big"]);
-    assert_eq!(unasked.status.code(), Some(1), "{}", words(&unasked.stderr));
-    assert!(words(&unasked.stderr).contains("it costs money, and there is nobody to ask"));
+    unasked.assert_code(1).assert_stderr("it costs money, and there is nobody to ask");
     inside(holder, "mount -o remount,size=8g \"$0\"", &[results]);
     let pulled = story.run(&["gpu", "pull", "big", "-y"]);
-    let said = words(&pulled.stderr);
-    assert_eq!(pulled.status.code(), Some(0), "{said}{}", story.here.logs());
+    let said = &pulled.stderr;
+    assert_eq!(pulled.code, 0, "{said}{}", story.here.logs());
     assert!(said.contains("Standard_B1s") && said.contains("pulled: what was kept is home"), "{said}");
-    assert!(!words(&pulled.stdout).contains("trained on"), "what was told is not told again");
+    assert!(!pulled.stdout.contains("trained on"), "what was told is not told again");
     assert_eq!(fs::read_to_string(&step).unwrap(), "loss 1");
     assert_eq!(story.here.starts(), 1, "the script was not begun again");
     assert_eq!(story.cloud.costing(), Vec::<String>::new(), "{}", story.cloud.story());
@@ -147,11 +139,9 @@ fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
     assert_eq!(events[events.len() - last.len()..], last);
 
     let again = story.run(&["gpu", "pull", "big"]);
-    assert_eq!(again.status.code(), Some(0), "{}", words(&again.stderr));
-    assert!(words(&again.stderr).contains("everything of big is home"));
-    assert_eq!(story.run(&["gpu", "attach", "big"]).status.code(), Some(7), "the run's own status");
-    let receipt = story.run(&["gpu", "cost", "big", "--json"]);
-    let receipt: serde_json::Value = serde_json::from_slice(&receipt.stdout).unwrap();
+    again.assert_code(0).assert_stderr("everything of big is home");
+    assert_eq!(story.run(&["gpu", "attach", "big"]).code, 7, "the run's own status");
+    let receipt = story.run(&["gpu", "cost", "big", "--json"]).json();
     assert_eq!((&receipt["all_home"], &receipt["pulled"]), (&true.into(), &"home".into()), "{receipt}");
     assert_eq!(receipt["rentals"].as_array().unwrap().len(), 2, "{receipt}");
     story.cloud.assert_honest();
@@ -159,22 +149,21 @@ fn what_had_no_room_at_home_is_kept_and_pulled_once_there_is_some() {
 
 #[test]
 fn data_are_found_on_a_clone_of_the_data_disk_and_it_goes_with_the_machine() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let Some(sshd) = Sshd::new(&here, None) else { return };
     let Some(disk) = DataDisk::new(&here) else { return };
     *sshd.image.lock().unwrap() = Some(here.path("image"));
     let Some(story) = told(here, sshd) else { return };
     let plan = story.gpu_run("plan", &["--data", "ucf", "--dry-run"]);
-    let said = words(&plan.stderr);
+    let said = &plan.stderr;
     assert!(said.contains("data: ucf, 0.0 GB, 1 files: copied, about 1 s at"), "{said}");
 
     let clone = ["--data", "ucf", "--data-by", "clone"];
     let plan = story.gpu_run("plan", &[&clone[..], &["--dry-run"]].concat());
-    let said = words(&plan.stderr);
-    assert_eq!(plan.status.code(), Some(0), "{said}");
+    let said = &plan.assert_code(0).stderr;
     assert!(said.contains("1 files: cloned in eastus: a snapshot of "), "{said}");
     let frozen = story.gpu_run("plan", &[&clone[..], &["--print-spec"]].concat());
-    let frozen: serde_json::Value = serde_json::from_slice(&frozen.stdout).unwrap();
+    let frozen = frozen.json();
     assert!(frozen["original"]["disk"].as_str().unwrap().ends_with("/disks/echoes-hq-data"), "{frozen}");
 
     story.runs_to_its_receipt_with(&clone);
@@ -189,8 +178,7 @@ fn a_clone_that_cannot_be_is_refused_with_the_reason_before_anything_is_rented()
     let Some(story) = story() else { return };
     fs::create_dir(story.here.path("data/ucf")).unwrap();
     let refused = story.gpu_run("no", &["--data", "ucf", "--data-by", "clone", "-y"]);
-    let said = words(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(2), "{said}");
+    let said = &refused.assert_code(2).stderr;
     assert!(said.contains("there can be no clone of ") && said.contains("--data-by copy"), "{said}");
     assert_eq!(story.cloud.left(), Vec::<String>::new());
 }

@@ -1,8 +1,9 @@
 //! The simulated cloud is held to Microsoft's own documents and examples, and to what is known of how Azure behaves.
 
-use crate::{
-    client::{self, Client, machine},
+use kit::{
     cloud::{self, Act, Cloud, Kind, Options, Pace, Power, Rule, contract::Contract},
+    cloud_client::{self, Client, machine},
+    process::CompletedProcess,
 };
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -133,7 +134,7 @@ async fn a_machine_takes_with_it_what_was_marked_and_leaves_the_rest_which_costs
     for (name, delete) in [("all", true), ("none", false)] {
         let mut body = machine(&cloud, name);
         if !delete {
-            client::strip(&mut body, "deleteOption");
+            cloud_client::strip(&mut body, "deleteOption");
         }
         let answer = client.put_machine("run", name, &body).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
@@ -186,7 +187,7 @@ async fn a_failed_allocation_leaves_the_machine_and_keeps_its_interface_for_thre
     let Some((cloud, client)) = start().await else { return };
     client.group("run", json!({})).await;
     let nic = client.path("run", "Microsoft.Network/networkInterfaces/nic", "2024-05-01");
-    let answer = client.call("PUT", &nic, Some(&client::nic(&cloud))).await;
+    let answer = client.call("PUT", &nic, Some(&cloud_client::nic(&cloud))).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     let mut body = machine(&cloud, "vm");
     body["properties"]["networkProfile"] = json!({"networkInterfaces": [{"id": answer.body["id"]}]});
@@ -586,16 +587,15 @@ async fn what_was_planned_for_one_machine_is_not_done_to_the_next_of_its_name() 
 /// Microsoft's client libraries in an environment of their own, made once; or why there are none, loudly.
 fn sdk() -> Option<std::path::PathBuf> {
     let dir = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/azure-sdk"));
-    let wanted = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cloud_sdk.txt");
+    let wanted = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gpu/cloud_sdk.txt");
     let python = dir.join("bin/python");
     let have = dir.join("have.txt");
     let same = || std::fs::read(&have).ok() == std::fs::read(wanted).ok();
     if !same() {
         let run = |program: &std::path::Path, args: &[&str]| {
             let out = std::process::Command::new(program).args(args).output();
-            let out = out.map_err(|e| format!("{}: {e}", program.display()))?;
-            let said = String::from_utf8_lossy(&out.stderr).into_owned();
-            if out.status.success() { Ok(()) } else { Err(said) }
+            let out = CompletedProcess::from(out.map_err(|e| format!("{}: {e}", program.display()))?);
+            if out.code == 0 { Ok(()) } else { Err(out.stderr) }
         };
         let made = run("python3".as_ref(), &["-m", "venv", &dir.display().to_string()]).and_then(|()| {
             run(&python, &["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", wanted])
@@ -620,17 +620,15 @@ fn microsofts_own_client_creates_lists_and_deletes_a_machine() {
     let ca = dir.path().join("ca.pem");
     std::fs::write(&ca, cloud.ca()).unwrap();
     let principal = cloud.principal();
-    let out = std::process::Command::new(python)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cloud_sdk.py"))
+    let mut sdk = std::process::Command::new(python);
+    sdk.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/gpu/cloud_sdk.py"))
         .envs([("ARM", &cloud.secure().arm), ("LOGIN", &cloud.secure().login), ("SUBNET", &cloud.subnet())])
         .envs([("AZURE_SUBSCRIPTION_ID", &cloud.subscription()), ("AZURE_TENANT_ID", &principal.tenant)])
         .envs([("AZURE_CLIENT_ID", &principal.client), ("AZURE_CLIENT_SECRET", &principal.secret)])
         .env("REQUESTS_CA_BUNDLE", &ca)
-        .env("NO_PROXY", "127.0.0.1")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(out.status.success(), "{said}\n{}\n{}", String::from_utf8_lossy(&out.stderr), cloud.story());
+        .env("NO_PROXY", "127.0.0.1");
+    let out = CompletedProcess::run(&mut sdk);
+    assert!(out.code == 0, "{out}\n{}", cloud.story());
     let expected = "address 10.213.78.5 203.0.113.4
 made vm Succeeded
 listed ['vm']
@@ -640,7 +638,7 @@ tagged ['Microsoft.Compute/virtualMachines']
 left []
 group False
 ";
-    assert_eq!(said, expected);
+    assert_eq!(out.stdout, expected);
     assert_eq!(cloud.left(), [""; 0]);
     cloud.assert_honest();
 }

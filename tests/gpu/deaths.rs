@@ -2,11 +2,12 @@
 //! makes or ends something, and its agent in each phase. Nothing is rented twice, begun twice, lost or left.
 //! `troubles.rs` takes its network away.
 
-use crate::{
+use crate::PROGRAM;
+use kit::{
     cloud::{self, Act, Hook, Rule},
-    gpu_sshd::Sshd,
-    gpu_story::{Story, words},
     here::{self, Here},
+    sshd::Sshd,
+    story::Story,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -42,7 +43,7 @@ const POINTS: [Point; 8] = [
 
 #[test]
 fn a_driver_killed_at_any_request_is_replaced_by_one_sweep_and_nothing_is_left_or_done_twice() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let Some(sshd) = Sshd::new(&here, None) else { return };
     let (data, dir) = (here.path("data"), here.dir.path().to_owned());
     let Some(story) = Story::faster(here, sshd.port, sshd, "") else { return };
@@ -74,7 +75,7 @@ fn a_driver_killed_at_any_request_is_replaced_by_one_sweep_and_nothing_is_left_o
     assert_eq!(story.here.drivers(), []);
 
     let sweep = story.run(&["gpu", "sweep"]);
-    assert_eq!(sweep.status.code(), Some(0), "{}", words(&sweep.stderr));
+    sweep.assert_code(0);
     for run in &runs {
         story.until_event(run, "returned");
         let starts = fs::read(dir.join(run).join("starts")).unwrap_or_default().len();
@@ -108,7 +109,7 @@ fn a_driver_killed_at_any_request_is_replaced_by_one_sweep_and_nothing_is_left_o
         assert_eq!(lines.len(), 2, "one machine came, and went: {lines:?}");
     }
     let again = story.run(&["gpu", "sweep"]);
-    assert_eq!(words(&again.stderr), "nothing is loose\n");
+    assert_eq!(again.stderr, "nothing is loose\n");
     eprintln!("{} drivers were killed at requests", runs.len());
 }
 
@@ -136,9 +137,9 @@ const KEPT: &str = "agent-kept";
 
 #[test]
 fn an_agent_killed_in_any_phase_is_followed_by_another_and_nothing_is_left_or_lost() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let Some(sshd) = Sshd::new(&here, None) else { return };
-    sshd.bring_agent(&here, include_str!("../support/mortal.sh"));
+    sshd.bring_agent(&here, include_str!("mortal.sh"));
     let (dir, port) = (here.dir.path().to_owned(), sshd.port);
     // What is sent and what comes home take a moment.
     fs::write(here.path("code/noise"), here::noise(8 << 20)).unwrap();

@@ -1,20 +1,16 @@
 //! A machine that lies harms nothing at headquarters: the program itself before a simulated Azure, and on its machines, in
-//! the place of our agent, one that is the real one until it is asked a certain thing (`support/liar.py`). Whatever it says,
+//! the place of our agent, one that is the real one until it is asked a certain thing (`liar.py`). Whatever it says,
 //! nothing is written outside of its run's results, nothing fills up, no terminal is played with; and the run comes to an
 //! end, with a reason, within a minute or so, and its machine is given back.
 
-use crate::{
-    gpu_sshd::{Sshd, inside},
-    gpu_story::{Story, words},
-    here::{Here, PROGRAM, RUNS},
+use crate::PROGRAM;
+use kit::{
+    here::{Here, RUNS},
+    process::CompletedProcess,
+    sshd::{Sshd, inside},
+    story::Story,
 };
-use std::{
-    cell::RefCell,
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{cell::RefCell, collections::BTreeMap, fs, path::Path, process::Command};
 
 /// A run whose machine lies, by the name of its lie, and how it has to end.
 struct Lie {
@@ -57,15 +53,15 @@ const NOTES: u64 = 1 << 20;
 
 /// With a liar on every machine.
 fn story() -> Option<Story> {
-    let here = Here::new()?;
+    let here = Here::new(PROGRAM)?;
     let sshd = Sshd::new(&here, None)?;
     let python = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output();
-    let Some(python) = python.ok().filter(|found| found.status.success()) else {
+    let Some(python) = python.ok().map(CompletedProcess::from).filter(|found| found.code == 0) else {
         eprintln!("SKIPPED: machines that lie: there is no python3 here");
         return None;
     };
-    let liar = include_str!("../support/liar.py");
-    sshd.bring_agent(&here, &format!("#!{}\n{liar}", words(&python.stdout).trim()));
+    let liar = include_str!("liar.py");
+    sshd.bring_agent(&here, &format!("#!{}\n{liar}", python.stdout.trim()));
     for kept in ["canary/kept", "data/kept", "data/azure_results/kept"] {
         let at = here.path(kept);
         fs::create_dir_all(at.parent().unwrap()).unwrap();
@@ -83,7 +79,7 @@ fn everything(dir: &Path, but: &dyn Fn(&Path) -> bool, all: &mut BTreeMap<String
             continue;
         }
         let what = match () {
-            () if kind.is_file() => words(&fs::read(&path).unwrap()),
+            () if kind.is_file() => String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned(),
             () => format!("{kind:?}"),
         };
         all.insert(path.display().to_string(), what);
@@ -160,8 +156,8 @@ fn ensure_contained(here: &Here, run: &str) {
 /// What was kept is told of, costs, and is gone as soon as a person says so.
 fn forget(story: &Story, run: &str) {
     let forgotten = story.run(&["gpu", "forget", run]);
-    let said = words(&forgotten.stderr);
-    assert_eq!(forgotten.status.code(), Some(0), "{run}: {said}");
+    let said = &forgotten.stderr;
+    assert_eq!(forgotten.code, 0, "{run}: {said}");
     assert!(said.contains(&format!("what was kept of {run} is gone")), "{run}: {said}");
 }
 
@@ -178,10 +174,6 @@ fn driver_log(here: &Here, run: &str) -> String {
     fs::read_to_string(here.inside(&format!("{RUNS}/{run}/driver.log"))).unwrap_or_default()
 }
 
-fn said(out: &Output) -> String {
-    words(&out.stderr) + &words(&out.stdout)
-}
-
 #[test]
 fn a_machine_that_lies_harms_nothing_and_is_soon_given_back() {
     let Some(story) = story() else { return };
@@ -194,7 +186,7 @@ fn a_machine_that_lies_harms_nothing_and_is_soon_given_back() {
         story.begin(run, &[], &[there.to_str().unwrap(), "2"]);
     }
     // One that is watched meanwhile, on a terminal that could be played with. Who watches may miss a line.
-    let watched = said(&story.gpu_run("escapes", &["-y"]));
+    let watched = story.gpu_run("escapes", &["-y"]).text();
     ensure_harmless("what is watched", &watched);
     let all = watched + &driver_log(here, "escapes");
     for shown in [r"\u{1b}[2Jnot just now", r"\u{1b}]0;title\u{7}\u{1b}[31mred", "^[[2Jred", "exit status 7"]
@@ -208,7 +200,7 @@ fn a_machine_that_lies_harms_nothing_and_is_soon_given_back() {
         watch_memory(here, &mut memory.borrow_mut());
         driver_log(here, "making").contains("it says more than anybody reads")
     });
-    assert_eq!(story.run(&["gpu", "stop", "making"]).status.code(), Some(0));
+    story.run(&["gpu", "stop", "making"]).assert_code(0);
     here.until("the end of every run", || {
         watch_memory(here, &mut memory.borrow_mut());
         runs.iter().all(|run| here.events(run).iter().any(|event| event == "returned"))
@@ -222,12 +214,12 @@ fn a_machine_that_lies_harms_nothing_and_is_soon_given_back() {
         // Of a quarter of a gigabyte, nobody watches all once more.
         let long = *run == "log";
         let end = story.run(&["gpu", if long { "cost" } else { "attach" }, run]);
-        let told = said(&end) + &driver_log(here, run);
-        assert_eq!(end.status.code(), Some(if long { 0 } else { *status }), "{run}: {told}");
+        let told = end.text() + &driver_log(here, run);
+        assert_eq!(end.code, if long { 0 } else { *status }, "{run}: {told}");
         assert!(told.contains(why), "{run}: {why} is not in {told}");
         ensure_harmless(run, &told);
         if !long {
-            ensure_harmless(run, &said(&story.run(&["gpu", "logs", run])));
+            ensure_harmless(run, &story.run(&["gpu", "logs", run]).text());
         }
         ensure_contained(here, run);
         let lies = fs::read(here.path(&format!("lies-{run}"))).unwrap_or_default().len();
@@ -246,13 +238,13 @@ fn a_machine_that_lies_harms_nothing_and_is_soon_given_back() {
     assert_eq!(good.unwrap(), "x", "what is no lie has come");
     let log = fs::metadata(here.path("data/azure_results/log/log.txt")).unwrap().len();
     assert_eq!(log, 256 << 20, "an endless log has an end");
-    let program = fs::metadata(PROGRAM).unwrap().len();
+    let program = fs::metadata(here.program).unwrap().len();
     for (run, most) in memory.into_inner() {
         assert!(most << 10 < program + MEMORY, "{run}'s driver has had {most} KiB in memory");
     }
     ensure_given_back(&story);
     let sweep = story.run(&["gpu", "sweep"]);
-    assert_eq!(words(&sweep.stderr), "nothing is loose\n");
+    assert_eq!(sweep.stderr, "nothing is loose\n");
     eprintln!("{} machines lied", runs.len());
 }
 
@@ -265,8 +257,8 @@ fn ten_gigabytes_of_zeros_fill_no_disk_at_headquarters() {
     let mount = "mount -t tmpfs -o size=2250m none \"$0\"";
     inside(here.holder.id(), mount, &[results.to_str().unwrap()]);
     let out = story.gpu_run("room", &["-y"]);
-    let told = said(&out);
-    assert_eq!(out.status.code(), Some(7), "{told}");
+    let told = out.text();
+    assert_eq!(out.code, 7, "{told}");
     assert!(told.contains("there is no room here for") && told.contains("gpu pull room"), "{told}");
     // It is told at the end, or where it was seen while the script ran.
     let all = told + &driver_log(here, "room");

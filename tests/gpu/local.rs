@@ -1,27 +1,26 @@
 //! Experiments on this very machine, and on one that is reached by ssh, for real: a driver of its own process, an agent, a
 //! script, results at home. In a mount namespace where `/var/lib` and `/run` are empty, so that nothing of it touches the machine it runs on.
 
-use crate::here::{Here, RUNS};
+use crate::PROGRAM;
+use kit::{
+    here::{Here, RUNS},
+    process::CompletedProcess,
+};
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-fn words(out: &[u8]) -> String {
-    String::from_utf8_lossy(out).into_owned()
-}
-
 #[test]
 fn a_script_runs_here_and_what_it_made_comes_home() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let arguments = here.gpu_run("esn", "2", &["--secret", "API_KEY"]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let out = here.run(&arguments);
-    let (said, result) = (words(&out.stderr), words(&out.stdout));
-    assert_eq!(out.status.code(), Some(7), "{said}{result}");
+    let (said, result) = (&out.assert_code(7).stderr, &out.stdout);
     assert!(result.contains("trained on esn\n"), "{result}");
     assert!(result.contains("secret hunter2\n"), "{result}");
     assert!(result.contains("^[[2Jred\n") && !result.contains('\u{1b}'), "{result:?}");
@@ -40,38 +39,31 @@ fn a_script_runs_here_and_what_it_made_comes_home() {
     assert_eq!(here.events("esn"), expected);
 
     let home = here.run(&["gpu", "pull", "esn"]);
-    assert_eq!(home.status.code(), Some(0), "{}", words(&home.stderr));
-    assert!(words(&home.stderr).contains("everything of esn is home"), "{}", words(&home.stderr));
+    home.assert_code(0).assert_stderr("everything of esn is home");
 
     // What it is asked about afterwards.
     let again = here.run(&arguments);
-    assert_eq!(again.status.code(), Some(1));
-    assert!(
-        words(&again.stderr).contains("there are results of a run called esn"),
-        "{}",
-        words(&again.stderr)
-    );
+    again.assert_code(1).assert_stderr("there are results of a run called esn");
     let attached = here.run(&["gpu", "attach", "esn"]);
-    assert_eq!(attached.status.code(), Some(7), "{}", words(&attached.stderr));
-    assert!(words(&here.run(&["gpu", "ps", "--all"]).stdout).contains("exit status 7"));
-    assert!(words(&here.run(&["gpu", "ps"]).stderr).contains("no run is under way"));
-    let receipt = here.run(&["gpu", "cost", "esn", "--json"]);
-    let receipt: serde_json::Value = serde_json::from_slice(&receipt.stdout).unwrap();
+    attached.assert_code(7);
+    here.run(&["gpu", "ps", "--all"]).assert_stdout("exit status 7");
+    here.run(&["gpu", "ps"]).assert_stderr("no run is under way");
+    let receipt = here.run(&["gpu", "cost", "esn", "--json"]).json();
     assert_eq!((&receipt["proven_gone"], &receipt["all_home"]), (&true.into(), &true.into()), "{receipt}");
     assert_eq!((&receipt["exit_status"], &receipt["cost"]), (&7.into(), &0.into()), "{receipt}");
     let sweep = here.run(&["gpu", "sweep"]);
-    assert_eq!((sweep.status.code(), words(&sweep.stderr).as_str()), (Some(0), "nothing is loose\n"));
+    assert_eq!((sweep.code, sweep.stderr.as_str()), (0, "nothing is loose\n"));
 }
 
 #[test]
 fn a_driver_killed_after_each_entry_of_its_journal_is_replaced_and_the_script_runs_once() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     for entry in ["asked", "renting", "rented", "prepared", "started", "exited", "fetched"] {
         let run = format!("after-{entry}");
         fs::write(here.path("starts"), "").unwrap();
         let arguments = here.gpu_run(&run, "3", &["--detach"]);
         let out = here.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(out.status.code(), Some(0), "{}", words(&out.stderr));
+        out.assert_code(0);
         here.until(entry, || here.events(&run).iter().any(|event| event == entry));
         // It may have come further, or to its end.
         if let Some(pid) = here.driver(&run) {
@@ -83,7 +75,7 @@ fn a_driver_killed_after_each_entry_of_its_journal_is_replaced_and_the_script_ru
         here.until("the end", || {
             if swept.get().elapsed() > Duration::from_secs(3) {
                 let sweep = here.run(&["gpu", "sweep"]);
-                assert_eq!(sweep.status.code(), Some(0), "{}", words(&sweep.stderr));
+                sweep.assert_code(0);
                 swept.set(Instant::now());
             }
             here.events(&run).last().is_some_and(|event| event == "returned")
@@ -92,13 +84,13 @@ fn a_driver_killed_after_each_entry_of_its_journal_is_replaced_and_the_script_ru
         assert_eq!(here.result(&run, "step2.txt").as_deref(), Some("loss 2"), "{run}");
         here.nothing_left(&run);
         let attached = here.run(&["gpu", "attach", &run]);
-        assert_eq!(attached.status.code(), Some(7), "{run}: {}", words(&attached.stderr));
+        assert_eq!(attached.code, 7, "{run}: {attached}");
     }
 }
 
 #[test]
 fn ctrl_c_ends_the_watching_and_stop_ends_the_run() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let arguments = here.gpu_run("long", "600", &[]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let mut watching = here.command(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -115,30 +107,29 @@ fn ctrl_c_ends_the_watching_and_stop_ends_the_run() {
     assert!(here.driver("long").is_some(), "the run goes on");
     assert_eq!(here.events("long").last().unwrap(), "started");
     let pull = here.run(&["gpu", "pull", "long"]);
-    assert_eq!(pull.status.code(), Some(0), "{}", words(&pull.stderr));
-    assert!(words(&pull.stderr).contains("come home by themselves"), "{}", words(&pull.stderr));
+    pull.assert_code(0).assert_stderr("come home by themselves");
     let stopped = here.run(&["gpu", "stop", "long"]);
-    assert_eq!(stopped.status.code(), Some(0), "{}", words(&stopped.stderr));
+    stopped.assert_code(0);
     let attached = here.run(&["gpu", "attach", "long"]);
-    assert_eq!(attached.status.code(), Some(85), "{}", words(&attached.stderr));
+    attached.assert_code(85);
     assert!(here.result("long", "step0.txt").is_some());
     here.nothing_left("long");
 }
 
 #[test]
 fn a_run_that_is_stopped_before_its_script_has_begun_ends_at_once() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     for (n, entry) in ["asked", "rented", "prepared", "started"].into_iter().enumerate() {
         let run = format!("early{n}");
         let arguments = here.gpu_run(&run, "600", &["--detach"]);
         let out = here.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(out.status.code(), Some(0), "{}", words(&out.stderr));
+        out.assert_code(0);
         here.until(entry, || here.events(&run).iter().any(|event| event == entry));
         let stopped = here.run(&["gpu", "stop", &run]);
-        assert_eq!(stopped.status.code(), Some(0), "{}", words(&stopped.stderr));
+        stopped.assert_code(0);
         let since = Instant::now();
         let attached = here.run(&["gpu", "attach", &run]);
-        assert_eq!(attached.status.code(), Some(85), "{run}: {}", words(&attached.stderr));
+        assert_eq!(attached.code, 85, "{run}: {attached}");
         assert!(since.elapsed() < Duration::from_secs(60), "{run} took {:?}", since.elapsed());
         here.nothing_left(&run);
     }
@@ -146,10 +137,9 @@ fn a_run_that_is_stopped_before_its_script_has_begun_ends_at_once() {
 
 #[test]
 fn the_doctor_does_a_whole_run_and_leaves_nothing_of_it() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let out = here.run(&["gpu", "doctor", "--live", "--provider", "local"]);
-    let (said, rows) = (words(&out.stderr), words(&out.stdout));
-    assert_eq!(out.status.code(), Some(0), "{said}{rows}");
+    let (said, rows) = (&out.assert_code(0).stderr, &out.stdout);
     for id in ["rent", "prepare", "start", "run", "script", "fetch", "home", "return", "gone", "cost"] {
         assert!(rows.lines().any(|row| row.contains(&format!("✓  live.{id} "))), "{id}: {rows}");
     }
@@ -202,7 +192,7 @@ impl Sshd {
         Some(Self(child, port))
     }
 
-    fn gpu_run(&self, here: &Here, name: &str, known: &str, key: &str) -> Output {
+    fn gpu_run(&self, here: &Here, name: &str, known: &str, key: &str) -> CompletedProcess {
         let machine = format!("ssh://root@127.0.0.1:{}", self.1);
         let known = format!("gpu.known_hosts={}", here.path(known).display());
         let key = format!("gpu.ssh_key={}", here.path(key).display());
@@ -221,7 +211,7 @@ impl Drop for Sshd {
 
 #[test]
 fn a_machine_that_the_team_owns_is_worked_on_only_when_it_is_the_one_we_know() {
-    let Some(here) = Here::new() else { return };
+    let Some(here) = Here::new(PROGRAM) else { return };
     let Some(sshd) = Sshd::new(&here) else { return };
     for (known, key, reason, hint) in [
         ("empty", "user", "Host key verification failed", "ssh-keyscan -p"),
@@ -229,17 +219,17 @@ fn a_machine_that_the_team_owns_is_worked_on_only_when_it_is_the_one_we_know() {
         ("known", "other", "Permission denied", "authorized_keys"),
     ] {
         let out = sshd.gpu_run(&here, &format!("no-{known}-{key}"), known, key);
-        let said = words(&out.stderr);
-        assert_eq!(out.status.code(), Some(86), "{known} {key}: {said}");
+        let said = &out.stderr;
+        assert_eq!(out.code, 86, "{known} {key}: {said}");
         assert!(said.contains(reason) && said.contains(hint), "{known} {key}: {said}");
         assert!(!here.path("home/.echoes-appliance").exists(), "{known} {key}");
     }
     let out = sshd.gpu_run(&here, "far", "known", "user");
-    let said = words(&out.stderr);
-    assert_eq!(out.status.code(), Some(7), "{said}{}", words(&out.stdout));
+    let said = &out.stderr;
+    out.assert_code(7);
     assert!(said.contains("gone: all of it, looked for twice"), "{said}");
     assert_eq!(here.result("far", "step1.txt").as_deref(), Some("loss 1"));
-    assert!(words(&out.stdout).contains("trained on far\n"));
+    out.assert_stdout("trained on far\n");
     here.nothing_left("far");
     let runs = here.path("home/.echoes-appliance/runs");
     assert_eq!(fs::read_dir(runs).unwrap().count(), 0, "what the run brought is gone");

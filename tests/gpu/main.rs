@@ -4,18 +4,8 @@
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::print_stderr)]
 
-#[path = "../support/cloud_client.rs"]
-mod client;
-#[path = "../support/cloud.rs"]
-mod cloud;
-#[path = "../support/gpu_sshd.rs"]
-mod gpu_sshd;
-#[path = "../support/gpu_story.rs"]
-mod gpu_story;
-#[path = "../support/here.rs"]
-mod here;
-#[path = "../support/network.rs"]
-mod network;
+/// The appliance, as cargo has built it for these tests.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_echoes-appliance");
 
 mod azure;
 mod contract;

@@ -3,11 +3,12 @@
 //! or swallows everything without a word; and its driver dies meanwhile. The script is begun once, all of it comes home,
 //! and nothing is left.
 
-use crate::{
-    gpu_sshd::Sshd,
-    gpu_story::{Story, words},
+use crate::PROGRAM;
+use kit::{
     here::{self, Here, RUNS, SCRIPT},
     network::{Cut, Direction, Network},
+    sshd::Sshd,
+    story::Story,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -26,7 +27,7 @@ struct World {
 impl World {
     /// None, and said so, where it cannot be had.
     fn new() -> Option<Self> {
-        let here = Here::new()?;
+        let here = Here::new(PROGRAM)?;
         let network = Arc::new(Network::default());
         let between = Arc::clone(&network);
         let sshd = Sshd::new(&here, Some(Box::new(move |id, to| between.lay(id, to))))?;
@@ -91,7 +92,7 @@ const TROUBLES: [(&str, &str, Trouble); 7] = [
         world.until_it_ended(run);
         world.network.to(run).open();
         let sweep = world.story.run(&["gpu", "sweep"]);
-        assert_eq!(sweep.status.code(), Some(0), "{}", words(&sweep.stderr));
+        sweep.assert_code(0);
     }),
     ("swallowed", "4", |world, run| {
         world.until_it_runs(run);
@@ -142,6 +143,6 @@ fn a_network_that_goes_away_in_any_phase_costs_a_run_nothing_but_time() {
     }
     story.nothing_left();
     let sweep = story.run(&["gpu", "sweep"]);
-    assert_eq!(words(&sweep.stderr), "nothing is loose\n");
+    assert_eq!(sweep.stderr, "nothing is loose\n");
     eprintln!("{} runs lost their network", TROUBLES.len());
 }

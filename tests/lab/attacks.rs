@@ -1,7 +1,7 @@
 //! What must not be possible: through nginx with a valid password, on loopback as somebody else, and for whoever has
 //! taken over MLflow. The facts behind each are in the comments; the doors that are meant to be shut are tried.
 
-use crate::{
+use kit::{
     hq,
     lab::{self, Machine, Manifest, Release},
 };
@@ -713,7 +713,7 @@ fn a_neighbour(release: Release) {
     machine.put(NEIGHBOUR.as_bytes(), "/srv/neighbour.py", 0o644).unwrap();
     let before = machine.manifest().unwrap();
     let said = as_her("python3 /srv/neighbour.py");
-    assert_eq!(said.code, 0, "{release}: {}", hq::words(&said));
+    assert_eq!(said.code, 0, "{release}: {}", said.text());
     let changed = strange(&before, &machine.manifest().unwrap());
     assert!(changed.is_empty(), "{release}: through MLflow a neighbour changed {changed:#?}");
     assert!(!said.stdout.contains("root:x:0:0"), "{release}: {}", said.stdout);

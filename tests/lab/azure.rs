@@ -1,20 +1,21 @@
 //! A machine rented from the simulated Azure is a real one: cloud-init sets it up, sshd shows the key that we chose,
 //! and it is gone when it is given back.
 
-use crate::{
-    client::{Client, machine},
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kit::{
     cloud::{self, Cloud, Options, Pace, Takes},
+    cloud_client::{Client, machine},
     cloud_lab::{LabMetal, Metadata},
     hq,
     lab::{Machine, Release},
+    process::CompletedProcess,
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
 use std::{
     fs,
     net::Ipv4Addr,
     path::Path,
-    process::{Command, Output},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,29 +32,24 @@ fn key(dir: &Path, name: &str) -> String {
 }
 
 /// A command over there, by somebody who believes one host key and no other.
-fn ssh(dir: &Path, address: &str, host: &str, command: &str) -> Output {
+fn ssh(dir: &Path, address: &str, host: &str, command: &str) -> CompletedProcess {
     fs::write(dir.join("known"), format!("{address} {host}\n")).unwrap();
     let known = format!("UserKnownHostsFile={}", dir.join("known").display());
-    Command::new("ssh")
-        .args([
-            "-F",
-            "none",
-            "-o",
-            "BatchMode=yes",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            "ConnectTimeout=10",
-        ])
-        .args(["-o", &known, "-o", "IdentitiesOnly=yes", "-i"])
-        .arg(dir.join("user"))
-        .args([&format!("echoes@{address}"), command])
-        .output()
-        .unwrap()
-}
-
-fn said(out: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    let mut ssh = Command::new("ssh");
+    ssh.args([
+        "-F",
+        "none",
+        "-o",
+        "BatchMode=yes",
+        "-o",
+        "StrictHostKeyChecking=yes",
+        "-o",
+        "ConnectTimeout=10",
+    ])
+    .args(["-o", &known, "-o", "IdentitiesOnly=yes", "-i"])
+    .arg(dir.join("user"))
+    .args([&format!("echoes@{address}"), command]);
+    CompletedProcess::run(&mut ssh)
 }
 
 async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
@@ -112,31 +108,27 @@ async fn a_rented_machine_shows_our_key_and_is_gone_when_given_back() {
         &host,
         "cloud-init status --long; hostname; cat /etc/echoes; sudo -n id -u; sudo touch /here",
     );
-    assert!(out.status.success(), "{}\n{}", said(&out), metal.with(&id, |m| m.console()).unwrap_or_default());
-    let told = said(&out);
+    assert!(out.code == 0, "{out}\n{}", metal.with(&id, |m| m.console()).unwrap_or_default());
+    let told = out.text();
     assert!(told.starts_with("status: done\n"), "{told}");
     assert!(told.ends_with("\ngpu-vm\nfrom custom data\n0\n"), "{told}");
     let keys = ssh(dir.path(), &address, &host, "ls /etc/ssh/ssh_host_*_key.pub");
-    assert_eq!(said(&keys), "/etc/ssh/ssh_host_ed25519_key.pub\n", "no key but the one that we pinned");
+    assert_eq!(keys.text(), "/etc/ssh/ssh_host_ed25519_key.pub\n", "no key but the one that we pinned");
     // It knows itself, as every machine of Azure's does.
     let ask = "import urllib.request as r; at = \"http://169.254.169.254/metadata/instance?api-version=2021-02-01\"; print(r.build_opener(r.ProxyHandler({})).open(r.Request(at, headers={\"Metadata\": \"true\"}), timeout=10).read().decode())";
     let ask = &format!("python3 -c '{ask}'");
-    let told = ssh(dir.path(), &address, &host, ask);
-    let told: serde_json::Value =
-        serde_json::from_slice(&told.stdout).unwrap_or_else(|_| panic!("{}", said(&told)));
+    let told = ssh(dir.path(), &address, &host, ask).json();
     assert_eq!(told["compute"]["resourceId"].as_str().unwrap().to_lowercase(), id.to_lowercase());
     // Whoever answers with another key is not talked to.
     let other = key(dir.path(), "other");
-    assert!(!ssh(dir.path(), &address, &other, "true").status.success());
+    assert_ne!(ssh(dir.path(), &address, &other, "true").code, 0);
 
     let name = metal.with(&id, |machine| machine.name().to_owned()).unwrap();
     // Its host dies: it comes up again with its disk, and its key is the same.
     cloud.reboot(&id);
-    until("the machine after its reboot", async || {
-        ssh(dir.path(), &address, &host, "uptime -s").status.success()
-    })
-    .await;
-    assert_eq!(said(&ssh(dir.path(), &address, &host, "ls /here")), "/here\n");
+    until("the machine after its reboot", async || ssh(dir.path(), &address, &host, "uptime -s").code == 0)
+        .await;
+    assert_eq!(ssh(dir.path(), &address, &host, "ls /here").text(), "/here\n");
 
     assert!(Machine::list().unwrap().contains(&name));
     client.delete_machine("run", "vm").await;

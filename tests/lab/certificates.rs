@@ -1,7 +1,7 @@
 //! Certificates of an ACME authority, on whole machines: Pebble before them, and a proxy that spoils its answers.
 //! What is counted is counted at the authority.
 
-use crate::{
+use kit::{
     acme::{self, Acme, Act, Options, Rule},
     hq,
     lab::{Machine, Release},
@@ -41,9 +41,7 @@ fn install(machine: &Machine, acme: &Acme, more: &str) -> String {
 
 /// How each certificate stands, by name.
 fn status(machine: &Machine) -> Vec<Value> {
-    let said = machine.exec("echoes-appliance cert status --json");
-    let all: Value =
-        serde_json::from_str(&said.stdout).unwrap_or_else(|e| panic!("{e}: {}", hq::words(&said)));
+    let all = machine.exec("echoes-appliance cert status --json").json();
     all["certificates"].as_array().unwrap().clone()
 }
 
@@ -56,7 +54,7 @@ fn served(machine: &Machine) -> Vec<String> {
                \x20   with context.wrap_socket(socket.create_connection((at, 443), 5), server_hostname=name) as s:\n\
                \x20     print(name, at, hashlib.sha256(s.getpeercert(True)).hexdigest()[:16])\n";
     let said = machine.exec_fed(&format!("python3 - {}", NAMES.join(" ")), ask.as_bytes());
-    assert_eq!(said.code, 0, "{}", hq::words(&said));
+    said.assert_code(0);
     said.stdout.lines().map(str::to_owned).collect()
 }
 
@@ -187,7 +185,7 @@ fn an_authority_on_a_bad_day() {
         acme.proxy.spoil(row.rules.clone());
         let out = machine.exec("echoes-appliance cert renew --force");
         acme.proxy.spoil(Vec::new());
-        let said = hq::words(&out);
+        let said = out.text();
         let mut bad = |why: String| wrong.push(format!("{}: {why}\n{said}", row.what));
         let fails = !row.told.is_empty();
         if out.code != i32::from(fails) {
@@ -218,7 +216,7 @@ fn an_authority_on_a_bad_day() {
             let again = machine.exec("echoes-appliance cert renew --force");
             let limited = ["a rate limit", "an order that is to be looked at in an hour"].contains(&row.what);
             if (again.code != 0) != limited {
-                bad(format!("afterwards: {}", hq::words(&again)));
+                bad(format!("afterwards: {}", again.text()));
             }
             if acme.issued() - signed != row.after {
                 bad(format!("{} were signed in all", acme.issued() - signed));
@@ -443,7 +441,7 @@ fn killed_anywhere_one_certificate_is_paid_for() {
         let signed = acme.issued();
         let out = machine.exec(&format!("{} echoes-appliance cert renew", hq::die_at("fsync", at)));
         let killed = out.code == 137;
-        assert!(killed || out.code == 0, "killed at step {at}: {}", hq::words(&out));
+        assert!(killed || out.code == 0, "killed at step {at}: {}", out.text());
         assert_eq!(
             machine.exec("systemctl is-active nginx && nginx -t -q").code,
             0,
@@ -700,11 +698,11 @@ fn an_authority_that_knows_its_customers() {
     let hsts = machine.ok(&format!("cat {TLS}/docs.lonel.ai/current/hsts.conf"));
     assert!(hsts.contains("max-age=15552000"), "{hsts}");
     let said = machine.exec_fed("python3 -", HSTS.as_bytes());
-    assert_eq!(said.stdout, "max-age=15552000\n", "{}", hq::words(&said));
+    assert_eq!(said.stdout, "max-age=15552000\n", "{}", said.text());
     // Back to our own: the promise goes with the certificate.
     hq::run(&machine, 0, "install --set tls.mode=internal");
     let said = machine.exec_fed("python3 -", HSTS.as_bytes());
-    assert_eq!(said.stdout, "None\n", "{}", hq::words(&said));
+    assert_eq!(said.stdout, "None\n", "{}", said.text());
 }
 
 /// What a browser would read.

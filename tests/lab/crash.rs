@@ -1,6 +1,6 @@
 //! Killed anywhere, and run again: the same end. `kill -9` at every entry of the journal, for real.
 
-use crate::{
+use kit::{
     hq,
     lab::{Disk, Machine, Release, differences},
     traces,
@@ -176,14 +176,14 @@ fn killed_until_done(machine: &Machine, at: &str, command: &str) -> (u32, String
         let when = if at == NOT_NOTED || kills > 0 && formatting() { 2 } else { 1 };
         let out = machine.exec(&format!("{} echoes-appliance {command}", hq::die_at(at, when)));
         // Which one that is belongs to the story: the renewal's timer, which the machine has by then.
-        for waits in hq::words(&out).lines().filter(|line| line.contains("waiting for process")) {
+        for waits in out.text().lines().filter(|line| line.contains("waiting for process")) {
             eprintln!("after {kills} kills: {waits}");
             assert!(waits.contains("echoes-appliance renew`"), "{waits}");
         }
         match out.code {
             137 => kills += 1,
-            0 => return (kills, hq::words(&out)),
-            code => panic!("`{command}` after {kills} kills ended with {code}:\n{}", hq::words(&out)),
+            0 => return (kills, out.text()),
+            code => panic!("`{command}` after {kills} kills ended with {code}:\n{}", out.text()),
         }
     }
     panic!("no progress:\n{}", machine.ok("tail -n 8 /var/lib/echoes-appliance/receipt.jsonl"))

@@ -1,9 +1,10 @@
 //! The demo's promise, kept on a real machine: a person with a browser and a training script on another machine
 //! find everything that the headquarters is for.
 
-use crate::{
+use kit::{
     hq,
     lab::{Disk, Machine, Release},
+    process::CompletedProcess,
 };
 use serde_json::Value;
 use std::{
@@ -13,8 +14,8 @@ use std::{
 };
 
 const SAMPLES: &str = include_str!("../../examples/demo/samples.py");
-const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/client.py");
-const BROWSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/browse.py");
+const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/client.py");
+const BROWSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab/browse.py");
 const LOCK: &str = include_str!("../../assets/python/services.txt");
 
 /// What somebody outside has: the address, the names, a login, the authority's certificate.
@@ -77,9 +78,9 @@ impl Visitor {
             login = base64.b64encode((os.environ['MLFLOW_TRACKING_USERNAME'] + ':' + os.environ['MLFLOW_TRACKING_PASSWORD']).encode()).decode()\n\
             trust = ssl.create_default_context(cafile=os.environ['MLFLOW_TRACKING_SERVER_CERT_PATH'])\n\
             print(r.urlopen(r.Request(sys.argv[1], headers={'Authorization': 'Basic ' + login}), context=trust).read().decode())";
-        let out = self.command(Path::new("python3")).args(["-c", GET, url]).output().unwrap();
-        assert!(out.status.success(), "{url}: {}", String::from_utf8_lossy(&out.stderr));
-        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{url}: {e}"))
+        let out = CompletedProcess::run(self.command(Path::new("python3")).args(["-c", GET, url]));
+        assert!(out.code == 0, "{url} {out}");
+        out.json()
     }
 }
 
@@ -87,16 +88,11 @@ impl Visitor {
 fn large_artifact(machine: &Machine, visitor: &Visitor) -> bool {
     let Some(python) = client_python() else { return false };
     let mut client = visitor.command(&python);
-    let out = client.args([CLIENT, "laptop", "300"]).output().unwrap();
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(
-        out.status.success(),
-        "the client failed:\n{said}\n{}",
-        machine.ok("journalctl -u mlflow -n 30 -o cat")
-    );
+    let out = CompletedProcess::run(client.args([CLIENT, "laptop", "300"]));
+    assert!(out.code == 0, "the client {out}\n{}", machine.ok("journalctl -u mlflow -n 30 -o cat"));
     // MLflow itself says where the run can be seen; the last line is ours.
-    let last = String::from_utf8_lossy(&out.stdout).trim().lines().last().unwrap_or_default().to_owned();
-    let answer: Value = serde_json::from_str(&last).unwrap_or_else(|e| panic!("{e}: {last}"));
+    let last = out.stdout.trim().lines().last().unwrap_or_default();
+    let answer: Value = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"));
     println!("300 MB through nginx: {} s up, {} s down", answer["up"], answer["down"]);
     let (run, experiment) = (answer["run"].as_str().unwrap(), answer["experiment"].as_str().unwrap());
 
@@ -150,9 +146,9 @@ fn pages(visitor: &Visitor, latest: &str) {
         &format!("https://dashboard.localhost/={latest}"),
         "https://docs.localhost/=Troubleshooting",
     ]);
-    let out = browse.env("LOGIN", format!("{}:{}", visitor.user, visitor.password)).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let lines = String::from_utf8(out.stdout).unwrap();
+    browse.env("LOGIN", format!("{}:{}", visitor.user, visitor.password));
+    let seen = CompletedProcess::run(&mut browse);
+    let lines = &seen.assert_code(0).stdout;
     assert_eq!(lines.lines().count(), 4, "{lines}");
     for line in lines.lines() {
         let page: Value = serde_json::from_str(line).unwrap();
@@ -182,8 +178,8 @@ fn client_python() -> Option<PathBuf> {
     let python = venv.join("bin/python");
     if !venv.join("complete").exists() {
         let run = |program: &Path, args: &[&str]| {
-            let out = Command::new(program).args(args).output().unwrap();
-            assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+            let out = CompletedProcess::run(Command::new(program).args(args));
+            assert!(out.code == 0, "{args:?} {out}");
         };
         run(Path::new("python3"), &["-m", "venv", "--clear", &venv.to_string_lossy()]);
         run(&python, &["-m", "pip", "install", "--quiet", &format!("mlflow-skinny=={version}"), "requests"]);

@@ -1,7 +1,7 @@
 //! Data disks of every kind, through the real command: what is used, what is refused, and that a refusal writes
 //! nothing.
 
-use crate::{
+use kit::{
     hq,
     lab::{Disk, Machine, Release},
 };

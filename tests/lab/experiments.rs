@@ -1,7 +1,7 @@
 //! What `make demo` shows of experiments, kept: a person's checkout is run on the headquarters, and on a machine that the
 //! headquarters rents from a simulated Azure. What both made is at home and in MLflow, and nothing is left to be paid for.
 
-use crate::{
+use kit::{
     cloud::{Cloud, Options, Pace, Takes},
     cloud_lab::{LabMetal, Metadata},
     experiment, hq,
@@ -38,8 +38,8 @@ fn azure(headquarters: &Machine) -> Option<(Cloud, Metadata)> {
 
 /// What the person sees.
 fn run(headquarters: &Machine, more: &str) -> String {
-    let out = headquarters.exec(&experiment::typed(&experiment::words(more)));
-    let said = hq::words(&out);
+    let out = headquarters.exec(&experiment::typed(&experiment::gpu_run(more)));
+    let said = out.text();
     assert_eq!(
         out.code,
         0,

@@ -1,7 +1,7 @@
 //! What goes wrong on real machines: each fault ends in a clear error or in success, never half-way, and with the
 //! fault gone the same command succeeds. The dashboard is the cheapest service: it needs nginx alone.
 
-use crate::{
+use kit::{
     hq,
     lab::{Machine, Release},
 };
@@ -31,7 +31,7 @@ fn what_stands_in_the_way_of_a_first_install_is_named() {
     let machine = hq::fresh(Release::Bookworm, vec![]);
 
     // Not root, and settings that cannot be.
-    says(&hq::words(&machine.exec("runuser -u nobody -- echoes-appliance install")), &["only root", "sudo"]);
+    says(&machine.exec("runuser -u nobody -- echoes-appliance install").text(), &["only root", "sudo"]);
     machine
         .put(b"domain = \"a.test\"\n[mlflow]\nprot = 1\n", "/etc/echoes-appliance/config.toml", 0o644)
         .unwrap();
@@ -71,7 +71,7 @@ fn what_stands_in_the_way_of_a_first_install_is_named() {
          fcntl.lockf(f, fcntl.LOCK_EX); open('/run/held', 'w'); time.sleep(6)\"; until [ -e /run/held ]; do sleep 0.1; done",
     );
     let out = machine.exec(&format!("umask 077; LANG=C LC_ALL=C echoes-appliance {CHEAP} <&-"));
-    assert_eq!(out.code, 0, "{}", hq::words(&out));
+    out.assert_code(0);
     says(&out.stderr, &["waiting for python3 (process ", "which holds the package lock"]);
     says(&out.stdout, &["https://dashboard.localhost/"]);
     assert_eq!(machine.ok("dpkg-query -W -f '${db:Status-Status}' hello"), "installed");

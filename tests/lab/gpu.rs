@@ -2,13 +2,15 @@
 //! and they are gone when they are given back. What a script has written down outlives its keeper, its machine's power
 //! and the machine itself.
 
-use crate::{
+use crate::PROGRAM;
+use kit::{
     cloud::{Act, Hook, Kind, Options, Pace, Rule, Takes},
     cloud_lab::{LabMetal, Metadata},
-    gpu_story::{Story, words},
     here::{self, Here},
     hq,
-    lab::{self, Release},
+    lab::Release,
+    process::CompletedProcess,
+    story::Story,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -66,7 +68,7 @@ impl Rented {
         if !hq::can_boot("an experiment at the simulated Azure") {
             return None;
         }
-        let here = Here::new()?;
+        let here = Here::new(PROGRAM)?;
         // What the script needs, and what the agent does: an environment is made of the machine's own Python.
         let metal = Arc::new(LabMetal::new(Release::Bookworm, &["python3", "sudo"]).unwrap());
         let second = Duration::from_secs(1);
@@ -109,7 +111,7 @@ impl Rented {
     }
 
     /// On the machine, while there is one that is on; as root.
-    fn exec(&self, sh: &str) -> Option<lab::Output> {
+    fn exec(&self, sh: &str) -> Option<CompletedProcess> {
         let id = self.story.cloud.ids(Kind::Vm).pop()?;
         self.metal.with(&id, |machine| machine.exec(sh))
     }
@@ -171,8 +173,7 @@ impl Rented {
             self.story.until_event(run, event);
         }
         let attached = self.story.run(&["gpu", "attach", run]);
-        let said = words(&attached.stderr);
-        assert_eq!(attached.status.code(), Some(7), "{said}");
+        let said = &attached.assert_code(7).stderr;
         assert!(said.contains("gone: all of it, looked for twice"), "{said}");
         let log = self.story.here.result(run, "log.txt").unwrap();
         let last = log.lines().find_map(|line| line.strip_prefix("ended after ")).expect(&log);
@@ -188,7 +189,7 @@ impl Rented {
         self.story.nothing_left();
         assert_eq!(self.metal.left().unwrap(), Vec::<String>::new());
         let sweep = self.story.run(&["gpu", "sweep"]);
-        assert_eq!((sweep.status.code(), words(&sweep.stderr).as_str()), (Some(0), "nothing is loose\n"));
+        assert_eq!((sweep.code, sweep.stderr.as_str()), (0, "nothing is loose\n"));
         let bill = self.story.cloud.bill().to_string();
         self.story.cloud.advance(Duration::from_secs(3600));
         assert_eq!(self.story.cloud.bill().to_string(), bill, "nothing is paid for any more");
@@ -315,12 +316,11 @@ fn a_machine_that_vanishes_while_nobody_looks_is_told_of_by_one_sweep_and_what_h
     let home = rented.steps(run);
     story.cloud.delete_machine(&rented.id());
     let sweep = story.run(&["gpu", "sweep"]);
-    assert_eq!(sweep.status.code(), Some(0), "{}", words(&sweep.stderr));
+    sweep.assert_code(0);
     story.until_event(run, "returned");
     assert_eq!(rented.steps(run), home);
     let attached = story.run(&["gpu", "attach", run]);
-    let said = words(&attached.stderr);
-    assert_eq!(attached.status.code(), Some(82), "{said}");
+    let said = &attached.assert_code(82).stderr;
     assert!(
         said.contains("the machine is gone") && said.contains("gone: all of it, looked for twice"),
         "{said}"

@@ -1,6 +1,6 @@
 //! A headquarters' life, from the first install to the last trace of it, on each release.
 
-use crate::{
+use kit::{
     hq,
     lab::{Disk, Machine, Manifest, Release, differences},
     traces,
@@ -146,7 +146,7 @@ fn move_to_another_domain(machine: &Machine, before: &BTreeMap<String, String>) 
 fn people(machine: &Machine) {
     let with = |password: &str, arguments: &str| {
         let out = machine.exec_fed(&format!("echoes-appliance user {arguments}"), password.as_bytes());
-        (out.code, hq::words(&out))
+        (out.code, out.text())
     };
     assert_eq!(with("a long password\n", "add anna"), (0, "anna may log in\n".into()));
     let listed = hq::run(machine, 0, "user list");

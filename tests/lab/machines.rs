@@ -1,8 +1,8 @@
 //! The lab itself: what other tests rely on when they boot a machine. Where no machine can be booted these
 //! say so and pass, because they are about this host's lab and not about the appliance.
 
-use crate::lab::{Disk, Lab, Layer, Machine, Options, Release, differences};
 use anyhow::{Context as _, Result, ensure};
+use kit::lab::{Disk, Lab, Layer, Machine, Options, Release, differences};
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,

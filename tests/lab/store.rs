@@ -1,6 +1,6 @@
 //! A team that kept its runs in files finds them again in the headquarters, and its files as they were.
 
-use crate::{hq, lab::Release};
+use kit::{hq, lab::Release};
 
 /// Two runs with a metric and an artifact each, as a training script leaves them in `mlruns/`.
 const TRAIN: &str = r#"

@@ -9,7 +9,7 @@ use nix::{
         prctl::set_child_subreaper,
         resource::{UsageWho, getrusage},
         signal::Signal,
-        time::TimeVal,
+        time::{TimeVal, TimeValLike as _},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
@@ -56,7 +56,7 @@ pub fn account(program: &str, arguments: &[String]) -> Result<ExitCode> {
     let seconds = since.elapsed().as_secs_f64();
     while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("asking what a test has cost")?;
-    let of = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    let of = |time: TimeVal| time.num_microseconds() as f64 / 1e6;
     let cpu = of(usage.user_time()) + of(usage.system_time());
     // How soon a test failed says nothing of how long it takes.
     if status == WaitStatus::Exited(child, 0) {

@@ -1,8 +1,5 @@
 //! The provider against the simulated Azure, and against what Microsoft has written down.
 
-#[path = "../../../../tests/support/cloud.rs"]
-mod cloud;
-
 mod contract;
 mod faults;
 mod life;

@@ -1,16 +1,14 @@
 //! What we ask for is what Microsoft describes, and what Microsoft shows as answers we can read.
 
-use super::{
-    super::{
-        arm::{Answer, Ask, encoded},
-        body::tests::everything,
-        market::{sku, usage},
-        operation::Watch,
-        seen::Vm,
-        takes_trusted_launch,
-    },
-    cloud::contract::{Call, Contract},
+use super::super::{
+    arm::{Answer, Ask, encoded},
+    body::tests::everything,
+    market::{sku, usage},
+    operation::Watch,
+    seen::Vm,
+    takes_trusted_launch,
 };
+use kit::cloud::contract::{Call, Contract};
 use reqwest::Method;
 use serde_json::Value;
 use std::sync::Arc;

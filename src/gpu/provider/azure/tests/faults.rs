@@ -1,10 +1,8 @@
 //! Each thing that Azure refuses, as it words it: what it means for the next offer, and what a person is told.
 
-use super::{
-    cloud::{Act, Rule},
-    stage::{Stage, T4, offer, spec},
-};
+use super::stage::{Stage, T4, offer, spec};
 use crate::gpu::provider::{Class, Offer, Provider as _, Refusal, Rent};
+use kit::cloud::{Act, Kind, Rule};
 use std::time::Duration;
 
 #[track_caller]
@@ -93,7 +91,7 @@ fn a_lock_is_named_as_long_as_it_is_there() {
     let Some(stage) = Stage::new(|_| {}) else { return };
     let run = spec("locked");
     assert!(matches!(stage.rent(&run, &offer(T4, "eastus")).unwrap(), Rent::Here(_)));
-    let group = stage.cloud.ids(super::cloud::Kind::Group)[0].clone();
+    let group = stage.cloud.ids(Kind::Group)[0].clone();
     stage.cloud.lock(&group);
     let left = stage.azure.give_back(&run.run).unwrap();
     assert!(left.iter().any(|one| one.contains("ScopeLocked") && one.contains("az lock list")), "{left:#?}");
@@ -112,7 +110,7 @@ fn without_a_timer_there_is_no_machine() {
     assert_eq!(refusal.class, Class::Final);
     assert!(refusal.hint.unwrap().contains("Microsoft.DevTestLab/schedules/write"));
     stage.cloud.advance(Duration::from_secs(60));
-    assert_eq!(stage.cloud.ids(super::cloud::Kind::Vm), Vec::<String>::new());
+    assert_eq!(stage.cloud.ids(Kind::Vm), Vec::<String>::new());
     stage.cloud.spoil([]);
     stage.give_back(&run.run);
     stage.assert_clean();

@@ -2,7 +2,6 @@
 
 use super::{
     super::names::prefix,
-    cloud::{Act, Kind, Power, Rule, Takes},
     stage::{SMALL, Stage, T4, offer, spec},
 };
 use crate::gpu::{
@@ -11,6 +10,7 @@ use crate::gpu::{
     spec::{Original, Spec, Spot},
     target::Target,
 };
+use kit::cloud::{Act, Kind, Power, Rule, Takes};
 use std::{collections::BTreeSet, path::Path, time::Duration};
 use time::macros::date;
 

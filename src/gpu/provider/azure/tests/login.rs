@@ -6,7 +6,6 @@ use super::{
         clock::Wall,
         credential::{Secret, Source},
     },
-    cloud::{Cloud, Options},
     stage::settings,
 };
 use crate::{
@@ -14,6 +13,7 @@ use crate::{
     host::{Cmd, Exec, Host, Output, System},
 };
 use anyhow::Result;
+use kit::cloud::{Cloud, Options};
 use std::{path::Path, sync::Arc};
 
 /// `az`, with somebody logged in.

@@ -7,7 +7,6 @@
 //! that it tells of: nothing lies between.)
 
 use super::{
-    cloud::{Act, Cloud, Kind, Power, Rule},
     life::{SPOILS, no_groups},
     stage::{Life, Stage, T4, offer, spec},
 };
@@ -21,6 +20,7 @@ use crate::gpu::{
     sweep::{self, Loose},
 };
 use anyhow::{Error, Result, bail, ensure};
+use kit::cloud::{Act, Cloud, Kind, Power, Rule};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,

@@ -1,10 +1,7 @@
 //! A whole run at the simulated Azure: the runner itself, with a script that takes hours of a clock that nobody waits
 //! for.
 
-use super::{
-    cloud::{Act, Cloud, Kind, Power, Rule},
-    stage::{SMALL, Stage, T4, offer, spec},
-};
+use super::stage::{SMALL, Stage, T4, offer, spec};
 use crate::gpu::{
     job::{Exit, Hopeless, Job, Stand},
     provider::{Machine, Offer, Provider as _},
@@ -14,6 +11,7 @@ use crate::gpu::{
     state::{Event, Keep, Outcome, Phase, Pulled, State},
 };
 use anyhow::{Error, Result, bail, ensure};
+use kit::cloud::{Act, Cloud, Kind, Power, Rule};
 use std::{cell::Cell, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 

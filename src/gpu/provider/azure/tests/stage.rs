@@ -1,12 +1,9 @@
 //! A headquarters with its provider before a simulated Azure, where time passes only while somebody waits.
 
-use super::{
-    super::{
-        Azure, Settings,
-        clock::Clock,
-        credential::{Secret, Source},
-    },
-    cloud::{Cloud, Kind, Metal, Options, Order, Takes},
+use super::super::{
+    Azure, Settings,
+    clock::Clock,
+    credential::{Secret, Source},
 };
 use crate::{
     gpu::{
@@ -16,6 +13,7 @@ use crate::{
     host::{Host, System},
 };
 use anyhow::Result;
+use kit::cloud::{Cloud, Kind, Metal, Options, Order, Takes};
 use std::{
     future::Future,
     io::Write as _,
