@@ -227,9 +227,13 @@ mod tests {
         assert_eq!(ledger.lines().unwrap(), ["\"one\""]);
         drop(ledger);
         // Not for ever, and it is told of too.
-        left("4");
-        let said = host.ledger_within(path, Patience::NONE).err().unwrap().to_string();
-        assert!(said.contains(": process ") && said.contains("`python3 -c "), "{said}");
+        left("60");
+        let busy = host.ledger_within(path, Patience::NONE).err().unwrap().downcast::<Busy>().unwrap();
+        let child = busy.holder.as_ref().unwrap();
+        assert!(child.command.starts_with("python3 -c ") && !child.took_it, "{busy}");
+        let pid = nix::unistd::Pid::from_raw(child.pid.try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        host.ledger_within(path, Patience::NONE).unwrap();
     }
 
     #[test]

@@ -14,8 +14,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -40,8 +39,8 @@ pub type Mouth = Box<dyn Write + Send>;
 pub struct Pipe {
     child: Child,
     said: Arc<Mutex<Vec<u8>>>,
-    /// Reads standard error to its end.
-    listener: JoinHandle<()>,
+    /// Hears that there is no more of that.
+    all_said: mpsc::Receiver<()>,
 }
 
 impl Pipe {
@@ -51,27 +50,22 @@ impl Pipe {
         String::from_utf8_lossy(&said).trim().to_owned()
     }
 
-    /// Its status, if it ends within a moment. What it wrote to standard error has been read then.
+    /// Its status, if it ends within a moment. Why it failed is in `said` then.
     pub fn status(&mut self) -> Option<i32> {
         let until = Instant::now() + Duration::from_secs(2);
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => {
-                    self.listen_to_its_end();
+                    if !status.success() {
+                        // Its last words may still be on their way. Not for long: a child of its own may go on, and never
+                        // close the pipe.
+                        let _ = self.all_said.recv_timeout(Duration::from_secs(1));
+                    }
                     return Some(code(status));
                 }
                 Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(10)),
                 _ => return None,
             }
-        }
-    }
-
-    /// Its last words may still be on their way when it has ended. No longer than they take: a child that it left behind,
-    /// as ssh leaves the one that keeps a connection open, may hold the other end.
-    fn listen_to_its_end(&self) {
-        let until = Instant::now() + Duration::from_millis(500);
-        while !self.listener.is_finished() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
@@ -93,18 +87,22 @@ impl Host {
         let mut child = piped(cmd).spawn().with_context(doing)?;
         let said: Arc<Mutex<Vec<u8>>> = Arc::default();
         let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
-        let (stderr, heard) = (child.stderr.take(), Arc::clone(&said));
-        let listener = std::thread::spawn(move || {
-            let Some(mut stderr) = stderr else { return };
-            let mut bytes = [0; 1024];
-            while let Ok(n @ 1..) = stderr.read(&mut bytes) {
-                let mut said = heard.lock().unwrap_or_else(PoisonError::into_inner);
-                said.extend_from_slice(&bytes[..n]);
-                let from = said.len().saturating_sub(TAIL);
-                said.drain(..from);
-            }
-        });
-        let pipe = Pipe { child, said, listener };
+        let (ends, all_said) = mpsc::channel();
+        if let Some(mut stderr) = child.stderr.take() {
+            let said = Arc::clone(&said);
+            std::thread::spawn(move || {
+                // Dropped with the thread, which is what is waited for.
+                let _ends: mpsc::Sender<()> = ends;
+                let mut bytes = [0; 1024];
+                while let Ok(n @ 1..) = stderr.read(&mut bytes) {
+                    let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                    said.extend_from_slice(&bytes[..n]);
+                    let from = said.len().saturating_sub(TAIL);
+                    said.drain(..from);
+                }
+            });
+        }
+        let pipe = Pipe { child, said, all_said };
         let (stdin, stdout) = (stdin.with_context(doing)?, stdout.with_context(doing)?);
         // A write into a full pipe would wait for a reader that may never come.
         fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).with_context(doing)?;
@@ -316,12 +314,15 @@ mod tests {
     }
 
     #[test]
-    fn last_words_are_read_before_an_end_is_told() {
+    fn the_last_words_of_who_fails_are_waited_for() {
         let host = Host::new("/", System);
-        let cmd = Cmd::new("sh", ["-c", "(sleep 0.1; echo late >&2) & exit 3"]);
-        let bounds = Bounds { silence: Duration::from_secs(5), whole: Duration::from_secs(5) };
-        let (mut pipe, _from, _to) = host.pipe(&cmd, bounds, None).unwrap();
-        assert_eq!((pipe.status(), pipe.said().as_str()), (Some(3), "late"));
+        let late = Cmd::new("sh", ["-c", "(sleep 0.3; echo why >&2) & exit 3"]);
+        let (mut pipe, _from, _to) = host.pipe(&late, bounds(9000, 9000), None).unwrap();
+        assert_eq!((pipe.status(), pipe.said()), (Some(3), "why".to_owned()));
+        // Asked again, there is nothing to wait for.
+        let since = Instant::now();
+        assert_eq!(pipe.status(), Some(3));
+        assert!(since.elapsed() < Duration::from_millis(900));
     }
 
     #[test]
