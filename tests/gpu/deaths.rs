@@ -123,12 +123,12 @@ struct Killed {
 
 /// Stories beside one another see each other's processes: no two have a run of the same name.
 const AGENTS: [Killed; 7] = [
-    Killed { run: "agent-hello", verb: "attend", after: "rented", later: "0" },
+    Killed { run: "agent-hello", verb: "attend", after: "rented", later: "0.001" },
     Killed { run: "agent-preparing", verb: "attend", after: "rented", later: "0.06" },
-    Killed { run: "agent-starting", verb: "start", after: "prepared", later: "0" },
+    Killed { run: "agent-starting", verb: "start", after: "prepared", later: "0.001" },
     Killed { run: "agent-started", verb: "start", after: "prepared", later: "0.02" },
-    Killed { run: "agent-asked", verb: "attend", after: "started", later: "0" },
-    Killed { run: "agent-ended", verb: "attend", after: "exited", later: "0" },
+    Killed { run: "agent-asked", verb: "attend", after: "started", later: "0.001" },
+    Killed { run: "agent-ended", verb: "attend", after: "exited", later: "0.001" },
     Killed { run: "agent-fetching", verb: "attend", after: "exited", later: "0.06" },
 ];
 

@@ -46,6 +46,12 @@ form() {
     }
 }
 
+# The tests' programs, and what nextest has to know of them: so it need not ask cargo, whose lock clippy has by then.
+compile() {
+    cargo metadata --format-version 1 > "$out/metadata.json"
+    nice cargo nextest list --workspace --list-type binaries-only --message-format json > "$out/binaries.json"
+}
+
 # Most tests write journals, which a disk is waited for; a tmpfs is none. Its user may not be who builds.
 tmpfs() {
     local dir
@@ -65,7 +71,8 @@ tests() {
     host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
     tmpfs
     env "CARGO_TARGET_${host}_RUNNER=$runner" \
-        nice cargo nextest run --workspace -E "$filter" --tool-config-file "tiers:$out/nextest.toml"
+        nice cargo nextest run -E "$filter" --tool-config-file "tiers:$out/nextest.toml" \
+        --binaries-metadata "$out/binaries.json" --cargo-metadata "$out/metadata.json"
 }
 
 cargo build --quiet -p tiers
@@ -93,7 +100,7 @@ if [ "$tier" != quick ]; then
     exec 9>&-
 fi
 part form form
-part compile nice cargo nextest run --workspace --no-run
+part compile compile
 beside clippy nice cargo clippy --quiet --workspace --all-targets -- -D warnings
 clippy=$!
 result=passed
