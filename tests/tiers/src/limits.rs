@@ -12,6 +12,9 @@ const LEAST: f64 = 120.0;
 /// Seconds for a story about machines that no record knows.
 const NEW_STORY: u32 = 1800;
 
+/// The lowest place in the queue for a story about machines; a test's is 0.
+const STORY: i32 = 50;
+
 /// The text of a configuration that stands behind `.config/nextest.toml`.
 pub fn config(record: &Record) -> String {
     let mut text = format!("[profile.default]\nslow-timeout = {}\n", limit(LEAST));
@@ -25,11 +28,11 @@ pub fn config(record: &Record) -> String {
             text,
             "\n[[profile.default.overrides]]\nfilter = 'binary_id(={binary}) and test(={test})'\nslow-timeout = {}\npriority = {}\n",
             limit((cost.seconds * TIMES).ceil()),
-            priority(cost.seconds),
+            priority(binary, cost.seconds),
         );
     }
     let new = format!(
-        "\n[[profile.default.overrides]]\nfilter = 'binary(lab)'\nslow-timeout = {}\npriority = 50\n",
+        "\n[[profile.default.overrides]]\nfilter = 'binary(lab)'\nslow-timeout = {}\npriority = {STORY}\n",
         limit(f64::from(NEW_STORY))
     );
     text + &new
@@ -39,9 +42,11 @@ fn limit(seconds: f64) -> String {
     format!("{{ period = \"{seconds:.0}s\", terminate-after = 1 }}")
 }
 
-/// The longest start first: what starts last and takes minutes is waited for by idle processors.
-fn priority(seconds: f64) -> i32 {
-    (seconds / 4.0).min(100.0) as i32
+/// The longest start first, stories about machines before the rest: few of those go on at once, and what starts last and takes
+/// minutes is waited for by idle processors.
+fn priority(binary: &str, seconds: f64) -> i32 {
+    let least = if binary.ends_with("::lab") { STORY } else { 0 };
+    least + (seconds / 8.0).min(f64::from(100 - STORY)) as i32
 }
 
 #[cfg(test)]
@@ -73,8 +78,8 @@ mod tests {
         assert_eq!(
             rows,
             [
-                ("binary_id(=a::gpu) and test(=troubles)", "1200s", 30),
-                ("binary_id(=a::lab) and test(=life::on_12)", "3244s", 81),
+                ("binary_id(=a::gpu) and test(=troubles)", "1200s", 15),
+                ("binary_id(=a::lab) and test(=life::on_12)", "3244s", 90),
                 ("binary(lab)", "1800s", 50),
             ]
         );
