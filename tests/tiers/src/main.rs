@@ -17,7 +17,7 @@ mod report;
 mod table;
 mod tree;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use record::Record;
 use report::Ran;
 use std::{
@@ -85,6 +85,8 @@ fn plan(tier: &str) -> Result<()> {
         (choice.filter(), told(&choice, &since))
     };
     fs::write(at("left"), left)?;
+    // Half an hour from now the tree may be another.
+    fs::write(at("head"), tree::clean_head().unwrap_or_else(|why| format!("{why:#}")))?;
     println!("{filter}");
     Ok(())
 }
@@ -126,6 +128,11 @@ fn report(result: &str) -> Result<()> {
 
 fn passed() -> Result<()> {
     let head = tree::clean_head().context("a pass is noted for a commit")?;
+    let begun = fs::read_to_string(at("head"))?;
+    ensure!(
+        begun == head,
+        "a pass is noted for the commit that was tried: it began with {begun}, and this is {head}"
+    );
     fs::write(Path::new(TOP).join(tree::FULL_PASS), format!("{head}\n"))?;
     let now = Record::read(&at("last.tsv"))?.context("no run is on record")?;
     now.write(&Path::new(TOP).join("tests/tiers/record.tsv"))?;
