@@ -187,6 +187,10 @@ pub struct Gpu {
     pub max_hours: u32,
     /// A run ends before it has cost so many US dollars; 0 for no limit.
     pub max_cost: u32,
+    /// So many files of one run come home.
+    pub max_result_files: u32,
+    /// So many GiB of one run come home; 0 for as many as there is room for.
+    pub max_result_gib: u32,
     /// Datasets that runs read, where the command line names none.
     pub data: Vec<String>,
     /// How datasets get to a machine that is rented, where the command line does not say.

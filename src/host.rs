@@ -298,6 +298,11 @@ impl Host {
         }
     }
 
+    /// Where it really is, through all links.
+    pub fn real_path(&self, path: &Path) -> Result<PathBuf> {
+        fs::canonicalize(self.path(path)).with_context(|| format!("looking at {}", path.display()))
+    }
+
     /// Remove a directory and all below it. Refuses to start when a file system is mounted in there: what is
     /// on the far side of a mount is never ours to remove.
     pub fn remove_tree(&self, path: &Path) -> Result<()> {

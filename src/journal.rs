@@ -30,7 +30,13 @@ impl<T: Serialize + DeserializeOwned> Journal<T> {
 
     /// The entry is on disk when this returns.
     pub fn append(&mut self, entry: &T) -> Result<()> {
-        self.0.append(&serde_json::to_string(entry)?).context("writing the journal")
+        self.append_all(std::slice::from_ref(entry))
+    }
+
+    /// All of them are, or, after a crash, the first of them.
+    pub fn append_all(&mut self, entries: &[T]) -> Result<()> {
+        let lines: Vec<String> = entries.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        self.0.append(&lines.join("\n")).context("writing the journal")
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
         state::Event,
     },
     host::{Host, Kind, System},
+    hq::disk::size_words,
     ui::{Code, Try as _, Ui, lasting, table},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -148,7 +149,7 @@ pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui
         return Ok(0);
     }
     let choice = provider::offers(&spec, host, config)?;
-    ui.say(plan(&spec, &choice, data, &runs::results(config, &spec.run)));
+    ui.say(plan(&spec, &choice, data, &results_line(host, config, &spec)?));
     let offers = to_be_had(choice)?;
     if dry_run {
         return Ok(0);
@@ -340,7 +341,7 @@ fn short_of_quota(rows: &[Row]) -> bool {
 }
 
 /// What it will do, for people.
-fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &Path) -> String {
+fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &str) -> String {
     let mut lines = vec![format!("{}: {} of {}", spec.run, spec.script.display(), spec.project.display())];
     lines.push(if choice.rows.is_empty() {
         table(&[row(&spec.source)])
@@ -356,8 +357,22 @@ fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &Path) -> Stri
     } else {
         format!("ends: at the latest {}", limits.join(", and "))
     });
-    lines.push(format!("results: {}", results.display()));
+    lines.push(results.to_owned());
     lines.join("\n")
+}
+
+/// Where results come home to, and how much of them.
+fn results_line(host: &Host, config: &Config, spec: &Spec) -> Result<String> {
+    let (results, gpu) = (runs::results(config, &spec.run), &config.gpu);
+    let most = match gpu.max_result_gib {
+        // The disk is there when the first of them comes, or not yet.
+        0 => match host.exists(&config.data.path.to_path())? {
+            true => format!("{} that are free", size_words(host.room(&config.data.path.to_path())?.0)),
+            false => "what is free".into(),
+        },
+        gib => format!("{gib} GiB"),
+    };
+    Ok(format!("results: {}, at most {} files and {most}", results.display(), gpu.max_result_files))
 }
 
 /// Where nothing is rented.

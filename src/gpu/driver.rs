@@ -2,9 +2,11 @@
 //! installed, so that it is started again when it dies; else a process of its own, which the next sweep replaces.
 
 use super::{
-    errand::{Errand, Given},
-    home::Quota,
+    beside::{Beside, News},
+    errand::{Errand, FOLLOWED, Given},
+    home::{Fetched, Quota},
     job::{Job, Stand},
+    left::Left,
     loan::{self, Desk},
     provenance,
     provider::{self, Machine},
@@ -25,7 +27,7 @@ use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use time::OffsetDateTime;
 
@@ -88,17 +90,29 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
     };
     let spec = &held.state.spec;
     let provider = provider::of(&spec.source, host, config)?;
-    let job = Errands::new(host, config, spec, &say)?;
+    let remote = Remote::new(host, config, spec, &say)?;
     let desk = Desk { host, config };
-    let runner =
-        Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &Wall, say: &say };
-    runner.drive(&mut held)?;
+    let news = News::default();
+    let clock = Wall { host, run, news: &news };
+    std::thread::scope(|scope| {
+        let job = Driven {
+            remote: &remote,
+            following: Beside::new(scope, &news),
+            fetching: Beside::new(scope, &news),
+        };
+        let runner =
+            Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &clock, say: &say };
+        let driven = runner.drive(&mut held);
+        // Whoever is still spoken with is not waited for.
+        remote.errand.close();
+        driven
+    })?;
     runs::hush(host, run)
 }
 
-/// The errands of one run. What it is lent is there only once it was lent, and is read for as long as it takes to
+/// A run's dealings with its machine. What it is lent is there only once it was lent, and is read for as long as it takes to
 /// hand it over.
-struct Errands<'a> {
+struct Remote<'a> {
     host: &'a Arc<Host>,
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
@@ -106,7 +120,7 @@ struct Errands<'a> {
     telling: Mutex<Telling<'a>>,
 }
 
-impl<'a> Errands<'a> {
+impl<'a> Remote<'a> {
     fn new(
         host: &'a Arc<Host>,
         config: &'a Config,
@@ -121,34 +135,12 @@ impl<'a> Errands<'a> {
         let telling = Mutex::new(Telling { host, base, run, results, told: 0, pulse: String::new() });
         Ok(Self { host, config, say, errand, telling })
     }
-}
 
-impl Job for Errands<'_> {
-    fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        self.errand.on_another_machine(spec)?;
-        let secrets = loan::secrets(self.host, &spec.run)?.into_iter().collect();
-        let mut given = given(self.host, self.config, spec, secrets)?;
-        if !given.tags.is_empty() {
-            given.tags.extend(provenance::checkout(self.host, &spec.project, &spec.owner));
-        }
-        given.over = Some(over(self.host, &spec.run));
-        Errand::new(self.host, given, self.say).prepare(spec, machine)
-    }
-
-    fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        self.errand.start(spec, machine)
-    }
-
-    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
-        self.errand.poll(spec, machine)
-    }
-
-    fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
-        self.errand.stop(spec, machine)
-    }
-
-    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
         let fetched = self.errand.fetch(spec, machine);
+        if let Ok(Fetched::Home(left) | Fetched::Coming { left, .. }) = &fetched {
+            self.show_left(spec, left);
+        }
         // Numbers to look at hold nothing up.
         let mut telling = hold(&self.telling);
         match telling.tell() {
@@ -157,6 +149,59 @@ impl Job for Errands<'_> {
             Err(error) => (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}")),
         }
         fetched
+    }
+
+    /// For who watches now; the receipt has it in the end.
+    fn show_left(&self, spec: &Spec, left: &Left) {
+        if let Err(error) = runs::put_left(self.host, &spec.run, left) {
+            (self.say)(&format!("what is left cannot be shown: {error:#}"));
+        }
+    }
+}
+
+/// The same beside the loop that drives the run.
+struct Driven<'scope, 'env> {
+    remote: &'scope Remote<'env>,
+    following: Beside<'scope, 'env, Machine, Result<Stand>>,
+    fetching: Beside<'scope, 'env, Machine, Result<Fetched>>,
+}
+
+impl Job for Driven<'_, '_> {
+    fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        let remote = self.remote;
+        remote.errand.on_another_machine(spec)?;
+        let secrets = loan::secrets(remote.host, &spec.run)?.into_iter().collect();
+        let mut given = given(remote.host, remote.config, spec, secrets)?;
+        if !given.tags.is_empty() {
+            given.tags.extend(provenance::checkout(remote.host, &spec.project, &spec.owner));
+        }
+        given.over = Some(over(remote.host, &spec.run));
+        Errand::new(remote.host, given, remote.say).prepare(spec, machine)
+    }
+
+    fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.remote.errand.start(spec, machine)
+    }
+
+    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Option<Stand>> {
+        let (remote, spec, there) = (self.remote, spec.clone(), machine.clone());
+        self.following
+            .ask(machine.clone(), move || remote.errand.follow(&spec, &there, FOLLOWED))?
+            .transpose()
+    }
+
+    fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+        self.remote.errand.stop(spec, machine)
+    }
+
+    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
+        let (remote, spec, there) = (self.remote, spec.clone(), machine.clone());
+        let fetched = self.fetching.ask(machine.clone(), move || remote.fetch(&spec, &there))?;
+        fetched.unwrap_or(Ok(Fetched::Coming { files: 0, bytes: 0, left: Left::default() }))
+    }
+
+    fn hurry(&self) {
+        self.remote.errand.hurry();
     }
 }
 
@@ -186,9 +231,16 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
         tags: loan::tags(host, config, spec)?,
         secrets,
         authority,
-        quota: Quota::default(),
+        quota: quota(config),
         over: None,
     })
+}
+
+fn quota(config: &Config) -> Quota {
+    let Quota { all, .. } = Quota::default();
+    let gib = u64::from(config.gpu.max_result_gib);
+    let files = usize::try_from(config.gpu.max_result_files).unwrap_or(usize::MAX);
+    Quota { files, all: if gib == 0 { all } else { gib << 30 }, ..Quota::default() }
 }
 
 /// As the runner sees it between two steps, for a step that takes long.
@@ -197,20 +249,34 @@ fn over(host: &Arc<Host>, run: &RunId) -> Over {
     Arc::new(move || {
         // A journal that cannot be read just now ends nothing.
         let by = || runs::state(&host, &run).ok().flatten().and_then(|state| state.ends_by());
-        runs::stop_asked(&host, &run).unwrap_or(false) || by().is_some_and(|by| Wall.now() >= by)
+        runs::stop_asked(&host, &run).unwrap_or(false)
+            || by().is_some_and(|by| OffsetDateTime::now_utc() >= by)
     })
 }
 
-/// The time on the wall.
-pub struct Wall;
+/// The time on the wall; whoever waits by it is woken by news from the machine, and by a person who wants an end.
+struct Wall<'a> {
+    host: &'a Host,
+    run: &'a RunId,
+    news: &'a News,
+}
 
-impl Clock for Wall {
+impl Clock for Wall<'_> {
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
     }
 
     fn wait(&self, long: Duration) {
-        std::thread::sleep(long);
+        const BETWEEN: Duration = Duration::from_millis(100);
+        // What cannot be looked at wakes nobody.
+        let is_asked = || runs::stop_asked(self.host, self.run).unwrap_or(false);
+        let (until, before) = (Instant::now() + long, is_asked());
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.news.wait(left.min(BETWEEN)) || !before && is_asked() {
+                return;
+            }
+        }
     }
 }
 

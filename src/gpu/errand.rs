@@ -6,8 +6,8 @@ mod data;
 
 use super::{
     agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
-    home::{Home, Quota, dir_of},
-    job::{Exit, Hopeless, Job, Nonsense, Stand, is_nonsense},
+    home::{Fetched, Home, Quota, dir_of},
+    job::{Exit, Hopeless, Nonsense, Stand, is_nonsense},
     provenance::{self, Tags},
     provider::Machine,
     spec::{Source, Spec},
@@ -29,7 +29,11 @@ use std::{
     cell::OnceCell,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError, mpsc::channel},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+        mpsc::channel,
+    },
     time::{Duration, Instant},
 };
 
@@ -38,9 +42,14 @@ const SENDING: Bounds =
     Bounds { silence: Duration::from_secs(20 * 60), whole: Duration::from_secs(24 * 3600) };
 /// The driver of a run has a deadline to keep: whoever answers slower than that is asked again later.
 const ASKING: Bounds = Bounds { silence: Duration::from_secs(60), whole: Duration::from_secs(1800) };
-/// What comes home comes in turns: whoever drives a run has other things to look after.
-const FETCHING: Bounds = Bounds { silence: Duration::from_secs(30), whole: Duration::from_secs(60) };
-const TURN: Duration = Duration::from_secs(25);
+/// What comes home comes in turns, each of which begins with what is newest.
+const FETCHING: Bounds = Bounds { silence: Duration::from_secs(60), whole: Duration::from_secs(15 * 60) };
+const TURN: Duration = Duration::from_secs(120);
+/// A script is followed by conversations that are begun anew now and then: nothing depends on one that stays for days.
+const FOLLOWING: Bounds = Bounds { silence: Duration::from_secs(45), whole: Duration::from_secs(10 * 60) };
+pub const FOLLOWED: Duration = Duration::from_secs(8 * 60);
+/// Of a script whose words cannot be written here.
+const UNHEARD: Duration = Duration::from_secs(2);
 /// From the polite request to end until a script is ended.
 const GRACE: u64 = 20;
 /// Somebody saves a file just then; not every time.
@@ -86,9 +95,11 @@ pub struct Errand<'a> {
     program: PathBuf,
     grace: u64,
     hash: OnceLock<String>,
-    home: Mutex<Option<Home<'a>>>,
+    home: Mutex<Option<Arc<Home<'a>>>>,
     /// What this run is made from, as far as it was looked at.
     made_from: Mutex<Tags>,
+    /// Whoever is still spoken with is not needed any more.
+    closing: Arc<AtomicBool>,
 }
 
 /// A conversation with the agent.
@@ -101,7 +112,8 @@ impl<'a> Errand<'a> {
     pub fn new(host: &'a Host, given: Given, say: &'a (dyn Fn(&str) + Sync)) -> Self {
         let (program, grace) = ("/proc/self/exe".into(), GRACE);
         let (hash, home, made_from) = (OnceLock::new(), Mutex::new(None), Mutex::default());
-        Self { host, given, say, program, grace, hash, home, made_from }
+        let closing = Arc::default();
+        Self { host, given, say, program, grace, hash, home, made_from, closing }
     }
 
     #[cfg(test)]
@@ -159,7 +171,7 @@ impl<'a> Errand<'a> {
 
     /// Run it over there, within bounds: a machine may take for ever. Its status, and what it complained about.
     fn run(&self, cmd: &Cmd, input: &[u8], bounds: Bounds) -> Result<(i32, String)> {
-        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds, self.over(bounds))?;
+        let (mut pipe, mut from, mut to) = self.host.pipe(cmd, bounds, self.over(bounds).as_ref())?;
         // Who ends without reading it all has said why.
         let fed = to.write_all(input);
         drop(to);
@@ -171,9 +183,18 @@ impl<'a> Errand<'a> {
         }
     }
 
-    /// What does not take long is also how a run is ended.
-    fn over(&self, bounds: Bounds) -> Option<&Over> {
-        self.given.over.as_ref().filter(|_| bounds.whole > ASKING.whole)
+    /// What does not take long is also how a run is ended; what goes on beside it ends with it.
+    fn over(&self, bounds: Bounds) -> Option<Over> {
+        if bounds == FOLLOWING || bounds == FETCHING {
+            let closing = Arc::clone(&self.closing);
+            return Some(Arc::new(move || closing.load(Ordering::Relaxed)));
+        }
+        self.given.over.clone().filter(|_| bounds.whole > ASKING.whole)
+    }
+
+    /// End what is still spoken beside the loop.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
     }
 
     fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
@@ -190,7 +211,7 @@ impl<'a> Errand<'a> {
 
     fn connect(&self, cmd: &Cmd, bounds: Bounds) -> Result<Talk, (anyhow::Error, Option<i32>)> {
         let (mut pipe, from, to) =
-            self.host.pipe(cmd, bounds, self.over(bounds)).map_err(|error| (error, None))?;
+            self.host.pipe(cmd, bounds, self.over(bounds).as_ref()).map_err(|error| (error, None))?;
         match Wire::asking(from, to) {
             Ok(wire) => Ok(Talk { wire, pipe }),
             Err(error) => {
@@ -303,40 +324,69 @@ impl<'a> Errand<'a> {
         })
     }
 
-    /// How it stands over there, with when it began and how busy the machine is.
-    pub fn look(&self, spec: &Spec, machine: &Machine) -> Result<Look> {
-        self.hold(spec, machine, ASKING, |wire| {
-            wire.tell(&Ask::Look)?;
-            wire.hear()
-        })
-    }
-
-    /// With the directory that its results come home to.
-    fn with_home<T>(&self, spec: &Spec, doing: impl FnOnce(&mut Home<'a>) -> Result<T>) -> Result<T> {
-        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The directory that its results come home to.
+    fn home(&self, spec: &Spec) -> Result<Arc<Home<'a>>> {
+        let mut home = hold(&self.home);
         if home.is_none() {
             let dir = self.given.results.join(spec.run.as_str());
             let memory = self.given.memory.join(spec.run.as_str()).join("home.jsonl");
             let Given { quota, owner, .. } = self.given;
-            *home = Some(Home::open(self.host, &dir, &memory, quota, owner, self.say)?);
+            *home = Some(Arc::new(Home::open(self.host, &dir, &memory, quota, owner, self.say)?));
         }
-        doing(home.as_mut().context("there is no home")?)
-    }
-
-    /// The same, with somebody on the machine who gives them.
-    fn bring_home<T>(
-        &self,
-        spec: &Spec,
-        machine: &Machine,
-        bring: impl FnOnce(&mut Home<'a>, &mut Wire) -> Result<T>,
-    ) -> Result<T> {
-        self.with_home(spec, |home| self.hold(spec, machine, FETCHING, |wire| bring(home, wire)))
+        home.clone().context("there is no home")
     }
 
     /// To be said before a machine is prepared, by the errand that brings its results home: no other may hold that home, not
     /// even the one that prepares.
     pub fn on_another_machine(&self, spec: &Spec) -> Result<()> {
-        self.with_home(spec, Home::anew)
+        self.home(spec)?.anew()
+    }
+
+    /// How the script stands, once it does not run any more, or after some minutes; what it says comes home meanwhile.
+    pub fn follow(&self, spec: &Spec, machine: &Machine, long: Duration) -> Result<Stand> {
+        let home = self.home(spec)?;
+        let until = Instant::now() + long;
+        let standing = self.hold(spec, machine, FOLLOWING, |wire| {
+            wire.tell(&Ask::Look)?;
+            let look: Look = wire.hear()?;
+            if look.standing != Standing::Running {
+                return Ok(look.standing);
+            }
+            match home.follow(wire, until) {
+                Err(error) if is_lost(&error) || is_nonsense(&error) => Err(error),
+                // What cannot be written here is told of when files come; the script goes on.
+                Err(_) => {
+                    std::thread::sleep(UNHEARD);
+                    Ok(Standing::Running)
+                }
+                Ok(look) => Ok(look.standing),
+            }
+        })?;
+        match standing {
+            Standing::Exited(exit) => Ok(Stand::Exited(exit)),
+            Standing::Running => Ok(Stand::Running),
+            // Its keeper is gone: killed, or the machine was restarted and has no systemd.
+            Standing::Unwatched => self.started(spec, machine).map(|()| Stand::Running),
+            Standing::Waiting => bail!(Nonsense("the script was never started on this machine".into())),
+        }
+    }
+
+    pub fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
+        let home = self.home(spec)?;
+        self.hold(spec, machine, FETCHING, |wire| {
+            // Asked before the list: what is there once the script has ended stays as it is.
+            wire.tell(&Ask::Look)?;
+            let standing = wire.hear::<Look>()?.standing;
+            // What was never started makes nothing more either.
+            let ended = matches!(standing, Standing::Exited(_) | Standing::Waiting);
+            home.fetch(wire, ended, Instant::now() + TURN)
+        })
+        .context("bringing home what the run made")
+    }
+
+    /// Little time is left: what is newest comes first.
+    pub fn hurry(&self) {
+        hold(&self.home).iter().for_each(|home| home.hurry());
     }
 
     fn started(&self, spec: &Spec, machine: &Machine) -> Result<()> {
@@ -364,8 +414,9 @@ fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
         .or_try("if it is there, git ignores it: look at .gitignore")
 }
 
-impl Job for Errand<'_> {
-    fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+impl Errand<'_> {
+    /// Code, data and environment, all there and whole.
+    pub fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         // A dataset needs the network and the disk, an environment the processors: side by side. Whatever else there is
         // to say is said in one conversation, for each one more is several ways there and back.
         std::thread::scope(|scope| {
@@ -405,43 +456,16 @@ impl Job for Errand<'_> {
         })
     }
 
-    fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+    pub fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         self.started(spec, machine)
     }
 
-    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
-        match self.look(spec, machine)?.standing {
-            Standing::Exited(exit) => Ok(Stand::Exited(exit)),
-            Standing::Running => {
-                // What people watch comes at once. What cannot be written here is told of when files come.
-                match self.bring_home(spec, machine, |home, wire| home.listen(wire, Instant::now() + TURN)) {
-                    Err(error) if is_lost(&error) => Err(error),
-                    _ => Ok(Stand::Running),
-                }
-            }
-            // Its keeper is gone: killed, or the machine was restarted and has no systemd.
-            Standing::Unwatched => self.started(spec, machine).map(|()| Stand::Running),
-            Standing::Waiting => bail!(Nonsense("the script was never started on this machine".into())),
-        }
-    }
-
-    fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+    /// Ask the script to end.
+    pub fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         self.hold(spec, machine, ASKING, |wire| {
             wire.tell(&Ask::Stop(Exit::Stopped))?;
             wire.hear()
         })
-    }
-
-    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
-        self.bring_home(spec, machine, |home, wire| {
-            // Asked before the list: what is there once the script has ended stays as it is.
-            wire.tell(&Ask::Look)?;
-            let standing = wire.hear::<Look>()?.standing;
-            // What was never started makes nothing more either.
-            let ended = matches!(standing, Standing::Exited(_) | Standing::Waiting);
-            home.fetch(wire, ended, Instant::now() + TURN)
-        })
-        .context("bringing home what the run made")
     }
 }
 

@@ -2,28 +2,35 @@
 //! nothing: not in a name, a length, a hash or an end. What comes is written under a name of our own until it is all
 //! there and is what was announced; nothing outside the run's directory is touched, and there is an end to how much is
 //! taken. A file is complete when it stayed as it is from one look to the next, or when the script has ended.
+//!
+//! The books, which people watch, and the files come home beside one another: neither waits for the other.
+
+mod books;
+mod files;
+mod survey;
 
 use super::{
-    agent::site::{Ask, Book, Offered, PAGE, Page, Root},
-    job::{Full, Nonsense},
-    wire::{Wire, is_lost, shown},
+    agent::site::{Book, Root},
+    left::Left,
 };
 use crate::{
-    hash::hex,
     host::{
         Host,
-        beneath::{Beneath, OnDisk, Part, Rel, Stamp},
+        beneath::{Beneath, Rel, Spelling, Stamp},
     },
-    hq::disk::size_words,
     journal::Journal,
+    web::hold,
 };
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result};
+use files::Files;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    io::{Read as _, Write as _},
+    collections::{BTreeMap, HashMap},
     path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -31,34 +38,29 @@ use std::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quota {
     pub files: usize,
-    /// Bytes of one file.
-    pub file: u64,
     /// Bytes in all.
     pub all: u64,
     /// Bytes of each book.
     pub book: u64,
     /// Bytes that stay free here, whatever is there to be taken.
     pub free: u64,
-    /// Entries of our own memory: a file that changes for ever, or a book of one byte a page, would fill a disk with them.
+    /// Entries of our own memory, besides one for each file: a file that changes for ever, or a book of one byte a page, would
+    /// fill a disk with them.
     pub notes: usize,
+}
+
+impl Quota {
+    /// Files of one run: far more than any has made, and still a number.
+    pub const FILES: usize = 10_000_000;
 }
 
 impl Default for Quota {
     fn default() -> Self {
-        // A run whose script never stops talking makes as many notes in a month and a half.
-        let notes = 4_000_000;
-        Self { files: 20_000, file: 64 << 30, all: 256 << 30, book: 256 << 20, free: 2 << 30, notes }
+        // A script that never stops talking makes one of them a second, for four months.
+        let notes = 10_000_000;
+        Self { files: Self::FILES, all: u64::MAX, book: 256 << 20, free: 2 << 30, notes }
     }
 }
-
-/// A file comes in pieces, so that there is time for other things between them.
-const PIECE: u64 = 8 << 20;
-
-/// The longest list of what there is to be taken, in bytes: four times what is taken, with long names.
-const OFFERS: u64 = 64 << 20;
-
-/// A file must have rested so long, by the clock of its own machine.
-const REST: u64 = 2000;
 
 /// What happened here: an entry of the run's own memory of what came home.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,9 +70,15 @@ pub enum Landed {
         root: Root,
         path: Rel,
         stamp: Stamp,
+        /// Of its bytes; of a file with holes, of those that are none.
         hash: String,
     },
-    /// And why. Said once.
+    Link {
+        root: Root,
+        path: Rel,
+        to: Spelling,
+    },
+    /// And why. Written by earlier versions, once for each; what is left is now found out at each look.
     Left {
         root: Root,
         path: String,
@@ -86,98 +94,48 @@ pub enum Landed {
     Anew,
 }
 
-/// All of it: a fold over the journal.
-#[derive(Debug, Default)]
-struct Memory {
-    files: BTreeMap<(Root, Rel), (Stamp, String)>,
-    left: BTreeSet<(Root, String)>,
-    books: HashMap<Book, (u64, u64)>,
-    notes: usize,
-}
-
-impl Memory {
-    fn add(&mut self, landed: Landed) {
-        self.notes += 1;
-        match landed {
-            Landed::File { root, path, stamp, hash } => {
-                self.left.remove(&(root, path.as_str().to_owned()));
-                self.files.insert((root, path), (stamp, hash));
-            }
-            Landed::Left { root, path, .. } => drop(self.left.insert((root, path))),
-            Landed::Book { book, theirs, ours } => drop(self.books.insert(book, (theirs, ours))),
-            Landed::Anew => self.books.values_mut().for_each(|(theirs, _)| *theirs = 0),
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        self.files.values().map(|(stamp, _)| stamp.len).fold(0, u64::saturating_add)
-    }
+/// What is here, by its path at home: a fold over the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Here {
+    File(Stamp),
+    Link(Spelling),
 }
 
 /// The directory at home where a run's files go, and what is there.
 pub struct Home<'a> {
     host: &'a Host,
     dir: Beneath,
-    journal: Journal<Landed>,
-    memory: Memory,
+    journal: Mutex<Noted>,
+    books: Mutex<HashMap<Book, (u64, u64)>>,
+    files: Mutex<Files>,
+    /// Whoever brings files ends with the piece that is under way.
+    hurried: AtomicBool,
     quota: Quota,
-    /// What was offered at the last look.
-    seen: HashMap<(Root, String), Stamp>,
-    /// What there was no time for.
-    coming: Option<Coming>,
     say: &'a (dyn Fn(&str) + Sync),
 }
 
-/// A file, some pieces of which are here.
-struct Coming {
-    path: Rel,
-    stamp: Stamp,
-    part: Part,
-    seen: Sha256,
-    at: u64,
+struct Noted {
+    journal: Journal<Landed>,
+    /// Besides those of files.
+    notes: usize,
 }
 
-impl Coming {
-    fn new(path: &Rel, stamp: Stamp, part: Part) -> Self {
-        Self { path: path.clone(), stamp, part, seen: Sha256::new(), at: 0 }
-    }
-
-    /// The next piece; not, when the file is no longer what it was.
-    fn piece(&mut self, wire: &mut Wire, len: u64) -> Result<bool> {
-        if !wire.hear::<bool>()? {
-            return Ok(false);
-        }
-        let mut receiving = wire.receiving();
-        let (mut seen, mut piece, mut left) = (self.seen.clone(), Sha256::new(), len);
-        let mut bytes = vec![0; 128 << 10];
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-            let n = receiving.read(&mut bytes[..most])?;
-            ensure!(n > 0, Nonsense(format!("it is shorter than was announced, by {left} bytes")));
-            seen.update(&bytes[..n]);
-            piece.update(&bytes[..n]);
-            self.part.write_all(&bytes[..n]).context("writing it here")?;
-            left -= n as u64;
-        }
-        receiving.rest()?;
-        let Some(hash) = wire.hear::<Option<String>>()? else { return Ok(false) };
-        let same = hash == hex(&piece.finalize());
-        ensure!(same, Nonsense("it came as something else than was announced".into()));
-        (self.seen, self.at) = (seen, self.at + len);
-        Ok(true)
-    }
-}
-
-/// What is to be done about an offer. Pure.
+/// What came of a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Judgement {
-    Here,
-    /// It may still change.
-    Later,
-    Take(Rel),
-    Leave(String),
-    /// It may come when there is.
-    NoRoom,
+pub enum Fetched {
+    /// There is more to come: so many files, as far as is known, of so many bytes. What is left is what cannot come.
+    Coming { files: u64, bytes: u64, left: Left },
+    /// All that can come is here; nothing more will be made. What is left is what cannot come.
+    Home(Left),
+}
+
+#[cfg(test)]
+impl Fetched {
+    /// For tests: all of it is home, or something is still to come.
+    pub fn example(whole: bool) -> Self {
+        let left = Left::default();
+        if whole { Self::Home(left) } else { Self::Coming { files: 1, bytes: 1, left } }
+    }
 }
 
 impl<'a> Home<'a> {
@@ -194,220 +152,65 @@ impl<'a> Home<'a> {
         let (all, name) = dir.parent().zip(dir.file_name()).context("a run's results need a directory")?;
         let dir = Beneath::make(host, all)?.inside(&Rel::new(&name.to_string_lossy())?, owner)?;
         let (journal, landed) = Journal::<Landed>::open(host, memory)?;
-        let mut memory = Memory::default();
-        landed.into_iter().for_each(|landed| memory.add(landed));
-        dir.sweep()?;
-        Ok(Self { host, dir, journal, memory, quota, seen: HashMap::new(), coming: None, say })
-    }
-
-    /// Bring home what is complete and not here, as much as there is time for. Whether that is everything: `ended` says
-    /// that nothing more will come.
-    pub fn fetch(&mut self, wire: &mut Wire, ended: bool, until: Instant) -> Result<bool> {
-        // What people watch comes first, and a large file does not keep it waiting.
-        let mut whole = self.listen(wire, until)?;
-        wire.tell(&Ask::List)?;
-        let offers: Vec<Offered> = wire.draw(OFFERS).context("hearing what there is to bring home")?;
-        let (mut seen, mut too_much) = (HashMap::new(), 0);
-        for (n, offer) in offers.into_iter().enumerate() {
-            let key = (offer.root, offer.path.clone());
-            let rested = self.seen.get(&key) == Some(&offer.stamp);
-            let judgement = if n >= self.quota.files {
-                Judgement::Leave(format!("more than {} files", self.quota.files))
-            } else {
-                self.judge(&offer, ended || rested && offer.age >= REST)?
-            };
-            match judgement {
-                Judgement::Here => {}
-                Judgement::Later => whole = false,
-                Judgement::NoRoom => too_much += offer.stamp.len,
-                Judgement::Take(_) if Instant::now() >= until => whole = false,
-                Judgement::Take(path) => {
-                    whole &= self.take(wire, offer.root, path, offer.stamp, until)?;
+        let (mut here, mut books, mut notes) = (BTreeMap::new(), HashMap::new(), 0);
+        for landed in landed {
+            match landed {
+                Landed::File { root, path, stamp, .. } => drop(here.insert((root, path), Here::File(stamp))),
+                Landed::Link { root, path, to } => drop(here.insert((root, path), Here::Link(to))),
+                Landed::Left { .. } => notes += 1,
+                Landed::Book { book, theirs, ours } => {
+                    notes += 1;
+                    books.insert(book, (theirs, ours));
                 }
-                Judgement::Leave(why) => {
-                    self.leave(offer.root, &offer.path, why)?;
-                    if n >= self.quota.files {
-                        break;
-                    }
+                Landed::Anew => {
+                    notes += 1;
+                    books.values_mut().for_each(|(theirs, _)| *theirs = 0);
                 }
             }
-            seen.insert(key, offer.stamp);
         }
-        self.seen = seen;
-        if too_much > 0 {
-            // Nobody who is told that all is home would look for it.
-            let no_room = || anyhow!("there is no room here for {} of it", size_words(too_much));
-            return Err(no_room().context(Full));
-        }
-        Ok(whole && ended)
+        dir.sweep()?;
+        let (journal, books) = (Mutex::new(Noted { journal, notes }), Mutex::new(books));
+        let (files, hurried) = (Mutex::new(Files::new(here)), AtomicBool::new(false));
+        Ok(Self { host, dir, journal, books, files, hurried, quota, say })
     }
 
     /// What comes from now on is of a machine where the script was never started: none of what is known of an earlier one's
     /// books holds there.
-    pub fn anew(&mut self) -> Result<()> {
-        (self.seen, self.coming) = (HashMap::new(), None);
-        if self.memory.books.values().all(|(theirs, _)| *theirs == 0) {
+    pub fn anew(&self) -> Result<()> {
+        hold(&self.files).anew();
+        let mut books = hold(&self.books);
+        if books.values().all(|(theirs, _)| *theirs == 0) {
             return Ok(());
         }
-        self.note(Landed::Anew)
+        self.note(&[Landed::Anew], 1)?;
+        books.values_mut().for_each(|(theirs, _)| *theirs = 0);
+        Ok(())
     }
 
-    /// What the script has said since, and how its machine is. Whether that is all so far.
-    pub fn listen(&mut self, wire: &mut Wire, until: Instant) -> Result<bool> {
-        let log = self.read_on(wire, Book::Log, until)?;
-        Ok(log & self.read_on(wire, Book::Samples, until)?)
+    /// Little time is left: a look that is under way ends, and the next one begins with what is newest.
+    pub fn hurry(&self) {
+        self.hurried.store(true, Ordering::Relaxed);
     }
 
-    fn judge(&self, offer: &Offered, complete: bool) -> Result<Judgement> {
-        if let Some(why) = &offer.not {
-            return Ok(Judgement::Leave(why.chars().take(200).collect()));
-        }
-        let path = match Rel::new(&offer.path).and_then(|path| path.under(dir_of(offer.root))) {
-            Ok(path) if path.is_part() => return Ok(Judgement::Leave("its name is one of ours".into())),
-            Ok(path) => path,
-            Err(why) => return Ok(Judgement::Leave(format!("{why:#}"))),
-        };
-        let before = self.memory.files.get(&(offer.root, path.clone()));
-        if before.is_some_and(|(stamp, _)| *stamp == offer.stamp) {
-            return Ok(Judgement::Here);
-        }
-        if !complete {
-            return Ok(Judgement::Later);
-        }
-        let (len, quota) = (offer.stamp.len, self.quota);
-        if self.memory.notes >= quota.notes {
-            return Ok(Judgement::Leave(format!("files have come {} times", quota.notes)));
-        }
-        // Of one list or of many: a file without a byte takes room, too.
-        if before.is_none() && self.memory.files.len() >= quota.files {
-            return Ok(Judgement::Leave(format!("more than {} files", quota.files)));
-        }
-        let all = self.memory.bytes() - before.map_or(0, |(stamp, _)| stamp.len);
-        Ok(if len > quota.file {
-            Judgement::Leave(format!("it is larger than {} MiB", quota.file >> 20))
-        } else if all.saturating_add(len) > quota.all {
-            Judgement::Leave(format!("all of it is more than {} MiB", quota.all >> 20))
-        } else if len > self.room()? {
-            Judgement::NoRoom
-        } else {
-            Judgement::Take(path)
-        })
+    fn is_time_up(&self, until: Instant) -> bool {
+        Instant::now() >= until || self.hurried.load(Ordering::Relaxed)
+    }
+
+    /// On disk when this returns. So many of them count against the quota.
+    fn note(&self, landed: &[Landed], counted: usize) -> Result<()> {
+        let mut noted = hold(&self.journal);
+        noted.journal.append_all(landed)?;
+        noted.notes += counted;
+        Ok(())
+    }
+
+    fn is_noted_out(&self) -> bool {
+        hold(&self.journal).notes >= self.quota.notes
     }
 
     fn room(&self) -> Result<u64> {
         let (free, _) = self.host.room(self.dir.path())?;
         Ok(free.saturating_sub(self.quota.free))
-    }
-
-    /// Whether it came; not, when it changed meanwhile, or when there was no time for all of it.
-    fn take(&mut self, wire: &mut Wire, root: Root, path: Rel, stamp: Stamp, until: Instant) -> Result<bool> {
-        let there = Rel::new(&path.as_str()[dir_of(root).len() + 1..])?;
-        let begun = self.coming.take().filter(|coming| coming.stamp == stamp && coming.path == path);
-        let mut coming = match begun
-            .map_or_else(|| self.dir.write(&path).map(|part| Coming::new(&path, stamp, part)), Ok)
-        {
-            Ok(coming) => coming,
-            // What was a file over there has become a directory, or the other way round.
-            Err(error) => {
-                self.leave(root, there.as_str(), format!("{error:#}"))?;
-                return Ok(true);
-            }
-        };
-        loop {
-            if Instant::now() >= until {
-                self.coming = Some(coming);
-                return Ok(false);
-            }
-            let len = PIECE.min(stamp.len - coming.at);
-            // Other runs' files come meanwhile.
-            if len > self.room()? {
-                return Err(anyhow!("there is no room here for the rest of {path}").context(Full));
-            }
-            let piece = wire
-                .tell(&Ask::Take { root, path: there.clone(), stamp, from: coming.at, len })
-                .and_then(|()| coming.piece(wire, len));
-            match piece {
-                Ok(true) if coming.at == stamp.len => break,
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(error) => {
-                    // By another connection it goes on from the last piece that came whole.
-                    if is_lost(&error) && coming.part.cut(coming.at).is_ok() {
-                        self.coming = Some(coming);
-                    }
-                    return Err(error).with_context(|| format!("bringing home {path}"));
-                }
-            }
-        }
-        let hash = hex(&coming.seen.finalize());
-        if let Err(error) = coming.part.keep(false, OnDisk::Now) {
-            self.leave(root, there.as_str(), format!("{error:#}"))?;
-            return Ok(true);
-        }
-        self.note(Landed::File { root, path, stamp, hash })?;
-        Ok(true)
-    }
-
-    fn leave(&mut self, root: Root, path: &str, why: String) -> Result<()> {
-        let path: String = path.chars().take(200).collect();
-        let known = self.memory.left.contains(&(root, path.clone()));
-        // Or an endless list of bad names, or of reasons, would fill the disk with them.
-        if !known && self.memory.left.len() < 1000 {
-            (self.say)(&format!("{path:?} is left on the machine: {}", shown(&why)));
-            self.note(Landed::Left { root, path, why })?;
-        }
-        Ok(())
-    }
-
-    /// Whether all that is written is here.
-    fn read_on(&mut self, wire: &mut Wire, book: Book, until: Instant) -> Result<bool> {
-        let name = Rel::new(match book {
-            Book::Log => "log.txt",
-            Book::Samples => "samples.jsonl",
-        })?;
-        loop {
-            let (theirs, ours) = self.memory.books.get(&book).copied().unwrap_or_default();
-            if ours >= self.quota.book || self.memory.notes >= self.quota.notes {
-                return Ok(true);
-            }
-            wire.tell(&Ask::Book { book, from: theirs })?;
-            let page: Page = wire.hear()?;
-            let len = page.to.checked_sub(page.from).filter(|len| *len <= PAGE && page.from >= theirs);
-            let len = len.ok_or_else(|| Nonsense(format!("{name} has pages that cannot be")))?;
-            let mut bytes = Vec::new();
-            let mut receiving = wire.receiving();
-            receiving.by_ref().take(len).read_to_end(&mut bytes)?;
-            let short = || Nonsense(format!("a page of {name} is shorter than was announced"));
-            ensure!(bytes.len() as u64 == len, short());
-            receiving.rest()?;
-            if len > 0 {
-                let mut text = Vec::new();
-                if book == Book::Log && theirs == 0 && ours > 0 {
-                    text.extend(b"\n[echoes-appliance: on another machine]\n");
-                }
-                if book == Book::Log && page.from > theirs {
-                    let lost = page.from - theirs;
-                    text.extend(format!("\n[echoes-appliance: {lost} bytes are left out]\n").into_bytes());
-                }
-                text.extend(bytes);
-                text.truncate(usize::try_from(self.quota.book - ours)?);
-                // What came after the last note, by a crash between the two, comes again.
-                let mut file = self.dir.append(&name, ours)?;
-                file.write_all(&text).with_context(|| format!("writing {name}"))?;
-                file.sync_data()?;
-                let ours = ours + text.len() as u64;
-                self.note(Landed::Book { book, theirs: page.to, ours })?;
-            }
-            if page.last || len == 0 || Instant::now() >= until {
-                return Ok(page.last);
-            }
-        }
-    }
-
-    fn note(&mut self, landed: Landed) -> Result<()> {
-        self.journal.append(&landed)?;
-        self.memory.add(landed);
-        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What happens on a machine, whoever rented it. Each may be repeated, because after a crash each will be.
 
-use super::{provider::Machine, spec::Spec};
+use super::{home::Fetched, provider::Machine, spec::Spec};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::{fmt, io};
@@ -87,10 +87,14 @@ pub trait Job {
     fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()>;
     /// Start the script, unless it was.
     fn start(&self, spec: &Spec, machine: &Machine) -> Result<()>;
-    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand>;
+    /// How it stands. Comes back at once: none when nothing new is known. The script is followed beside the loop, and what
+    /// it says comes home meanwhile.
+    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Option<Stand>>;
     /// Ask the script to end. It may take its time: `poll` tells.
     fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()>;
-    /// Bring home what is complete and not here yet; whether everything is. Also while the script runs. Comes back
-    /// within a minute, done or not: the machine costs meanwhile, and a person may want it to stop.
-    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool>;
+    /// Bring home what is complete and not here yet. Also while the script runs. Comes back at once: it goes on beside the
+    /// loop, for a person may want the run to stop, and the machine costs meanwhile.
+    fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched>;
+    /// Little time is left: what is newest comes first.
+    fn hurry(&self) {}
 }

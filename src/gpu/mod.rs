@@ -5,12 +5,14 @@
 //! machines come from, a `job` is what happens on one, and a `target` is how a command gets there.
 
 pub mod agent;
+pub mod beside;
 pub mod data;
 pub mod driver;
 pub mod errand;
 pub mod home;
 pub mod identity;
 pub mod job;
+pub mod left;
 pub mod loan;
 pub mod log;
 pub mod metrics;

@@ -65,9 +65,9 @@ pub fn code(tree: &Tree) -> Tags {
     let mut any = false;
     for entry in &tree.0 {
         if let What::File { hash: file, .. } = &entry.what
-            && RECIPES.contains(&entry.path.as_str())
+            && RECIPES.iter().any(|recipe| recipe.as_bytes() == entry.path.as_bytes())
         {
-            hash.update(format!("{} {file}\n", entry.path.as_str()));
+            hash.update(format!("{} {file}\n", entry.path));
             any = true;
         }
     }

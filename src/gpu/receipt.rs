@@ -3,8 +3,9 @@
 
 use super::{
     job::Exit,
+    left::Left,
     provider::Class,
-    spec::RunId,
+    spec::{RunId, Source},
     state::{Keep, Outcome, Phase, Pulled, Rental, State},
 };
 use crate::ui::{moment, table};
@@ -20,6 +21,8 @@ pub const NOT_PROVEN_GONE: u8 = 83;
 pub const USED_UP: u8 = 84;
 pub const STOPPED: u8 = 85;
 pub const FAILED: u8 = 86;
+/// The script ended well, and not all that it made is home.
+pub const NOT_HOME: u8 = 87;
 
 #[derive(Debug, Serialize)]
 pub struct Receipt {
@@ -33,13 +36,17 @@ pub struct Receipt {
     pub rentals: Vec<Rental>,
     /// Millionths of a US dollar, by list price.
     pub cost: u64,
-    /// All that was rented was looked for twice, and nothing was left.
+    /// All that was rented was looked for, at Azure twice, and nothing was left.
     pub proven_gone: bool,
     pub results: PathBuf,
     pub all_home: bool,
     pub why_not_home: Option<String>,
-    /// Where what is not home was kept; it costs, too.
+    /// What cannot come home, where that is all that is missing.
+    pub left: Option<Left>,
+    /// Where what is not home was kept; a copy at Azure costs, too.
     pub kept: Option<Keep>,
+    #[serde(skip)]
+    is_paid: bool,
     /// What became of bringing that home, where somebody has tried.
     pub pulled: Option<Pulled>,
 }
@@ -53,15 +60,16 @@ impl Receipt {
             source: state.spec.source.to_string(),
             phase: state.phase,
             outcome: state.outcome.clone(),
-            exit_status: state.outcome.as_ref().map(status),
+            exit_status: status(state),
             rentals: state.rentals.clone(),
             cost: state.cost(now),
             proven_gone: state.phase == Phase::Done,
             results: results.into(),
-            all_home: state.unfetched.is_none()
-                && (matches!(state.outcome, Some(Outcome::Exit(_))) || state.pulled == Some(Pulled::Home)),
+            all_home: is_all_home(state),
             why_not_home: state.unfetched.clone(),
+            left: state.left.clone(),
             kept: state.kept.clone(),
+            is_paid: state.spec.source == Source::Azure,
             pulled: state.pulled.clone(),
         }
     }
@@ -78,15 +86,17 @@ impl Receipt {
             lines.push(table(&rows));
         }
         lines.push(format!("cost: {}", dollars(self.cost)));
-        lines.push(if self.proven_gone {
-            "gone: all of it, looked for twice".into()
-        } else {
-            "gone: not proven yet".into()
+        lines.push(match (self.proven_gone, self.is_paid, &self.kept) {
+            (false, ..) => "gone: not proven yet".into(),
+            (true, true, _) => "gone: all of it, looked for twice".into(),
+            (true, false, None) => "gone: all of it".into(),
+            (true, false, Some(_)) => "gone: all of it, but for what it made".into(),
         });
         let home = self.results.display();
-        lines.push(match &self.why_not_home {
-            None => format!("results: {home}"),
-            Some(why) => format!("results: {home}, not all of them: {why}"),
+        lines.push(match (&self.left, &self.why_not_home) {
+            (None, None) => format!("results: {home}"),
+            (None, Some(why)) => format!("results: {home}, not all of them: {why}"),
+            (Some(left), _) => format!("results: {home}, not all of them\nleft: {}", left.words()),
         });
         lines.extend(self.pulled.as_ref().map(|pulled| match pulled {
             Pulled::Not => "pulled: what was kept is on its way home".into(),
@@ -96,8 +106,12 @@ impl Receipt {
         let pull = format!("`echoes-appliance gpu pull {}` brings it home", self.run);
         let forget = format!("`echoes-appliance gpu forget {}`", self.run);
         lines.extend(self.kept.as_ref().map(|kept| match kept {
-            Keep::At(place) => {
+            Keep::At(place) if self.is_paid => {
                 format!("kept: a copy of its disk, which costs until {forget}: {place}\n{pull}")
+            }
+            Keep::At(place) => format!("kept: what it made, until {forget}: {place}\n{pull}"),
+            Keep::Asked if !self.is_paid => {
+                format!("kept: perhaps what it made, until {forget}\n{pull}")
             }
             Keep::Asked => {
                 format!("kept: perhaps a copy of its disk; {forget} makes sure that there is none")
@@ -140,8 +154,31 @@ pub fn told(outcome: &Outcome) -> String {
     }
 }
 
-/// The exit status that says so; the script's own where it came to its end.
-pub fn status(outcome: &Outcome) -> u8 {
+/// Whether nothing that the script made is missing, as far as it will ever make anything.
+fn is_all_home(state: &State) -> bool {
+    let over = matches!(state.phase, Phase::Return | Phase::Done);
+    let ended = matches!(state.outcome, Some(Outcome::Exit(_))) || state.pulled == Some(Pulled::Home);
+    over && ended && state.unfetched.is_none() && state.left.is_none()
+}
+
+/// The exit status that says how a run ended, once it has: its script's own, unless that ended well and not all of what it
+/// made is home.
+pub fn status(state: &State) -> Option<u8> {
+    let ended = state.outcome.as_ref().map(status_of)?;
+    let missing = state.phase == Phase::Done && !is_all_home(state);
+    Some(if ended == 0 && missing { NOT_HOME } else { ended })
+}
+
+/// The same of what was pulled.
+pub fn pull_status(state: &State) -> u8 {
+    match &state.pulled {
+        Some(Pulled::Ended(_)) if state.left.is_some() => NOT_HOME,
+        Some(Pulled::Ended(outcome)) => status_of(outcome),
+        Some(Pulled::Not | Pulled::Home) | None => 0,
+    }
+}
+
+fn status_of(outcome: &Outcome) -> u8 {
     match outcome {
         Outcome::Exit(Exit::Code(code)) => u8::try_from(*code).unwrap_or(FAILED),
         Outcome::Exit(Exit::Deadline) => USED_UP,
@@ -178,10 +215,10 @@ mod tests {
     #[test]
     fn a_script_s_own_status_is_passed_on_and_no_other_is_taken_for_it() {
         for code in [0, 1, 2, 137, 255] {
-            assert_eq!(i32::from(status(&Outcome::Exit(Exit::Code(code)))), code);
+            assert_eq!(i32::from(status_of(&Outcome::Exit(Exit::Code(code)))), code);
         }
-        assert_eq!(status(&Outcome::Exit(Exit::Code(300))), FAILED);
-        assert_eq!(status(&Outcome::Exit(Exit::Deadline)), USED_UP);
-        assert_eq!(status(&Outcome::Lost("x".into())), SPOT_LOST);
+        assert_eq!(status_of(&Outcome::Exit(Exit::Code(300))), FAILED);
+        assert_eq!(status_of(&Outcome::Exit(Exit::Deadline)), USED_UP);
+        assert_eq!(status_of(&Outcome::Lost("x".into())), SPOT_LOST);
     }
 }

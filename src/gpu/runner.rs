@@ -6,12 +6,13 @@
 //! paying for: that is tried for ever.
 
 use super::{
+    home::Fetched,
     job::{Exit, Full, Hopeless, Job, Stand, is_nonsense},
     provider::{Class, Provider, Refusal, Rent},
     runs::{self, Held},
     state::{Event, Outcome, Phase, State},
 };
-use crate::host::Host;
+use crate::{host::Host, hq::disk::size_words};
 use anyhow::{Error, Result};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -35,6 +36,8 @@ const RENEW: Duration = Duration::from_secs(15 * 60);
 /// Between two looks at the script, and at what it has made.
 const LOOK: Duration = Duration::from_secs(2);
 const FETCH: Duration = Duration::from_secs(15);
+/// The same where seconds count.
+const SOON: Duration = Duration::from_millis(200);
 
 /// A script that was told to end, and a machine that counts by another clock.
 const GRACE: Duration = Duration::from_secs(180);
@@ -47,6 +50,9 @@ pub const HOME_FROM_COPY: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// A copy of a disk is promised within seconds, or there is something wrong that will not pass.
 const KEEP: Duration = Duration::from_secs(10 * 60);
+
+/// Of the half minute that a machine has which is taken away, so much is spent on what is newest.
+const LAST_MINUTE: Duration = Duration::from_secs(25);
 
 /// Lists lag behind deeds. What is gone is looked for once more after this long.
 const TWICE: Duration = Duration::from_secs(5);
@@ -93,6 +99,8 @@ struct Mind {
     renewed: Option<OffsetDateTime>,
     told_to_end: bool,
     delivered: bool,
+    /// Since when the machine is being taken away.
+    evicted: Option<OffsetDateTime>,
     /// Nothing was left, once.
     clean: bool,
 }
@@ -220,25 +228,39 @@ impl Runner<'_> {
         if state.ending.is_some() && !mind.told_to_end {
             mind.told_to_end = self.job.stop(&state.spec, machine).is_ok();
         }
+        if mind.evicted.is_some() {
+            return self.last_minute(state, mind, now);
+        }
         match self.job.poll(&state.spec, machine) {
-            Ok(Stand::Running) if state.ending.is_some() && now - state.since > GRACE => {
+            Ok(None | Some(Stand::Running)) if state.ending.is_some() && now - state.since > GRACE => {
                 Next::Happened(Event::Failed { why: "it did not end when told to".into() })
             }
-            Ok(Stand::Running) => {
-                mind.failing = None;
+            Ok(news @ (None | Some(Stand::Running))) => {
+                if news.is_some() {
+                    mind.failing = None;
+                }
                 self.fetch_meanwhile(state, mind, now);
                 Next::Wait(LOOK)
             }
-            Ok(Stand::Exited(Exit::Evicted)) => {
-                // Half a minute is left, and what is here is not lost.
-                let _ = self.job.fetch(&state.spec, machine);
-                lost("the machine was taken away".into())
+            Ok(Some(Stand::Exited(Exit::Evicted))) => {
+                mind.evicted = Some(now);
+                self.job.hurry();
+                self.last_minute(state, mind, now)
             }
-            Ok(Stand::Exited(exit)) => Next::Happened(Event::Exited { exit }),
+            Ok(Some(Stand::Exited(exit))) => Next::Happened(Event::Exited { exit }),
             Err(error) => self.lost(state).unwrap_or_else(|| {
                 let patience = if state.ending.is_some() { GRACE } else { SILENCE };
                 self.again(mind, now, &error, patience)
             }),
+        }
+    }
+
+    /// Half a minute is left, and what is here is not lost.
+    fn last_minute(&self, state: &State, mind: &Mind, now: OffsetDateTime) -> Next {
+        let over = mind.evicted.is_none_or(|since| now - since > LAST_MINUTE);
+        match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
+            Ok(Fetched::Coming { .. }) if !over => Next::Wait(SOON),
+            _ => lost("the machine was taken away".into()),
         }
     }
 
@@ -265,17 +287,26 @@ impl Runner<'_> {
         }
         // Whatever comes later than this would be paid for as dearly as the training.
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
-        let late = match state.is_pull() {
+        let late = match state.is_pull() || !self.provider.is_paid() {
             true => now - state.since > HOME_FROM_COPY,
             false => spent || now - state.since > HOME,
         };
         let next = match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
-            Ok(true) => Next::Happened(Event::Fetched),
-            Ok(false) if !late => {
+            Ok(Fetched::Home(left)) if left.is_empty() => Next::Happened(Event::Fetched),
+            Ok(Fetched::Home(left)) if self.provider.can_keep() || state.is_pull() => {
+                Next::Happened(Event::Remains { left })
+            }
+            Ok(Fetched::Home(left)) => Next::Happened(Event::Failed { why: left.words() }),
+            Ok(Fetched::Coming { .. }) if !late => {
                 mind.failing = None;
                 Next::Wait(LOOK)
             }
-            Ok(false) => Next::Happened(Event::Failed { why: "not everything came home in time".into() }),
+            Ok(Fetched::Coming { files, bytes, .. }) => {
+                let size = size_words(bytes);
+                let why =
+                    format!("not everything came home in time: {files} files of {size} are still there");
+                Next::Happened(Event::Failed { why })
+            }
             // The machine is dear, and a copy of its disk waits for room as well as it does.
             Err(error) if late || error.is::<Full>() && self.provider.can_keep() && !state.is_pull() => {
                 Next::Happened(Event::Failed { why: format!("{error:#}") })
@@ -315,7 +346,8 @@ impl Runner<'_> {
         let left = self.provider.give_back(&state.spec.run);
         match (loan, left) {
             (Ok(()), Ok(left)) if left.is_empty() => {
-                if std::mem::replace(&mut mind.clean, true) {
+                let before = std::mem::replace(&mut mind.clean, true);
+                if before || !self.provider.is_paid() {
                     return self.forget(state, mind, now);
                 }
                 Next::Wait(TWICE)

@@ -2,6 +2,7 @@
 //! run; everybody else reads, or leaves a note for who holds it.
 
 use super::{
+    left::Left,
     spec::RunId,
     state::{Entry, Event, State, replay},
 };
@@ -38,6 +39,10 @@ fn saying(run: &RunId) -> PathBuf {
 
 fn pulse(run: &RunId) -> PathBuf {
     Path::new(SAYING).join(format!("{run}.pulse"))
+}
+
+fn left_path(run: &RunId) -> PathBuf {
+    Path::new(SAYING).join(format!("{run}.left"))
 }
 
 /// Where results come home to, a directory for each run.
@@ -142,9 +147,23 @@ pub fn read_pulse(host: &Host, run: &RunId) -> Result<Option<String>> {
     host.read_text(&pulse(run))
 }
 
+/// What of its results cannot come home, as far as is known just now; nothing, where all can.
+pub fn put_left(host: &Host, run: &RunId, left: &Left) -> Result<()> {
+    match left.is_empty() {
+        true => host.remove(&left_path(run)),
+        false => host.write(&left_path(run), 0o600, &serde_json::to_vec(left)?),
+    }
+}
+
+pub fn read_left(host: &Host, run: &RunId) -> Result<Option<Left>> {
+    let Some(bytes) = host.read(&left_path(run))? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading {}", left_path(run).display()))
+}
+
 /// There is nothing more to be said or asked.
 pub fn hush(host: &Host, run: &RunId) -> Result<()> {
     host.remove(&pulse(run))?;
+    host.remove(&left_path(run))?;
     host.remove(&saying(run))?;
     host.remove(&stop(run))
 }

@@ -6,6 +6,7 @@
 
 use super::{
     job::Exit,
+    left::Left,
     provider::{Class, Machine, Offer, Refusal},
     spec::Spec,
 };
@@ -79,6 +80,10 @@ pub enum Event {
     },
     /// Everything is home.
     Fetched,
+    /// All that can come home is here, and this is left. What is on the machine is to be kept, as with `Keeping`.
+    Remains {
+        left: Left,
+    },
     /// Not everything comes home in time: what is on the machine is to be kept. From here on a copy may be ours, and may
     /// cost.
     Keeping {
@@ -199,6 +204,8 @@ pub struct State {
     pub outcome: Option<Outcome>,
     /// Why not everything is home.
     pub unfetched: Option<String>,
+    /// What cannot come home, where that was all that is missing.
+    pub left: Option<Left>,
     /// Where the rest of it may be: being kept, or kept.
     pub kept: Option<Keep>,
     /// The newest try to bring that home; none: nobody has tried.
@@ -244,6 +251,7 @@ impl State {
             ending: None,
             outcome: None,
             unfetched: None,
+            left: None,
             kept: None,
             pulled: None,
             before: 0,
@@ -299,7 +307,7 @@ impl State {
             }
             (Fetch, Event::Fetched) => {
                 if self.is_pull() {
-                    (self.unfetched, self.pulled) = (None, Some(Pulled::Home));
+                    (self.unfetched, self.left, self.pulled) = (None, None, Some(Pulled::Home));
                 }
                 Return
             }
@@ -311,6 +319,17 @@ impl State {
             (Start | Watch, Event::Failed { why }) => {
                 let ending = self.ending.clone().map(Outcome::Exit);
                 self.conclude(ending.unwrap_or(Outcome::Failed(why.clone())));
+                Fetch
+            }
+            // It could not come from the machine itself either.
+            (Fetch, Event::Remains { left }) if self.is_pull() => {
+                self.left = Some(left.clone());
+                self.conclude(Outcome::Failed(left.words()));
+                Return
+            }
+            (Fetch, Event::Remains { left }) if self.kept.is_none() => {
+                (self.unfetched, self.left) = (Some(left.words()), Some(left.clone()));
+                (self.kept, self.since) = (Some(Keep::Asked), at);
                 Fetch
             }
             (Fetch, Event::Keeping { why }) if self.kept.is_none() => {

@@ -1,13 +1,13 @@
 //! A directory as a list of what is in it, by which it is sent: the files of a checkout as git sees them, or all of a
 //! dataset. What is sent is what was listed: a file that changes meanwhile is noticed, by its hash. Refuses a link that
-//! leads out of the directory, and a name that not every system would take.
+//! leads out of the directory.
 
 use super::{job::Nonsense, wire::Wire};
 use crate::{
     hash::hex,
     host::{
         Cmd, Host, Kind,
-        beneath::{Beneath, Found, Rel, Stamp, stays_inside},
+        beneath::{Beneath, Found, Rel, Spelling, Stamp, stays_inside},
     },
     ui::Try as _,
 };
@@ -17,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
     collections::{BTreeSet, HashMap},
+    ffi::OsStr,
     io::{Read, Write},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
@@ -31,7 +33,7 @@ pub struct Entry {
 #[serde(rename_all = "kebab-case")]
 pub enum What {
     File { len: u64, exec: bool, hash: String },
-    Link { to: String },
+    Link { to: Spelling },
 }
 
 /// Sorted by path.
@@ -128,10 +130,10 @@ fn ensure_code(found: &[Found], project: &Path) -> Result<()> {
 /// As git lists it. Git alone knows what its ignore files mean together with its index.
 fn tracked(host: &Host, project: &Path, dir: &Beneath) -> Result<Vec<Found>> {
     let mut paths = BTreeSet::new();
-    git_list(host, project, "", &mut paths, 0)?;
+    git_list(host, project, &[], &mut paths, 0)?;
     let mut found = Vec::new();
     for path in paths {
-        let path = Rel::new(&path)?;
+        let path = Rel::try_from(path).map_err(|why| anyhow!(why))?;
         match dir.meta(&path)? {
             // Deleted here, and not yet from the index.
             None => {}
@@ -142,7 +144,7 @@ fn tracked(host: &Host, project: &Path, dir: &Beneath) -> Result<Vec<Found>> {
     Ok(found)
 }
 
-fn git_list(host: &Host, at: &Path, prefix: &str, paths: &mut BTreeSet<String>, depth: u32) -> Result<()> {
+fn git_list(host: &Host, at: &Path, prefix: &[u8], paths: &mut BTreeSet<Vec<u8>>, depth: u32) -> Result<()> {
     ensure!(depth < 8, "{} has checkouts in checkouts without end", at.display());
     let dir = at.to_string_lossy();
     // Somebody else's checkout may be read by root, but its settings may not have git start anything.
@@ -151,19 +153,51 @@ fn git_list(host: &Host, at: &Path, prefix: &str, paths: &mut BTreeSet<String>, 
         let args = safe.iter().copied().chain(["-C", &*dir]).chain(args.iter().copied());
         host.run(&Cmd::new("git", args).env("GIT_OPTIONAL_LOCKS", "0"))
     };
-    let listed = git(&["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-        .with_context(|| format!("listing the code in {}", at.display()))
-        .or_try("sudo apt-get install git")?;
-    for path in listed.split_terminator('\0') {
+    // Without -z, a name that is no plain text stands in quotes: bytes that are no UTF-8 come whole.
+    let listed =
+        git(&["-c", "core.quotePath=true", "ls-files", "--cached", "--others", "--exclude-standard"])
+            .with_context(|| format!("listing the code in {}", at.display()))
+            .or_try("sudo apt-get install git")?;
+    for line in listed.lines() {
+        let mut name = unquoted(line).with_context(|| format!("reading what git lists: {line}"))?;
         // A checkout in the checkout, with a slash at its end when git does not track it.
-        let name = path.trim_end_matches('/');
-        if host.exists(&at.join(name).join(".git"))? {
-            git_list(host, &at.join(name), &format!("{prefix}{name}/"), paths, depth + 1)?;
+        name.truncate(name.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1));
+        let inner = at.join(OsStr::from_bytes(&name));
+        if host.exists(&inner.join(".git"))? {
+            git_list(host, &inner, &[prefix, &name, b"/"].concat(), paths, depth + 1)?;
         } else {
-            paths.insert(format!("{prefix}{name}"));
+            paths.insert([prefix, &name].concat());
         }
     }
     Ok(())
+}
+
+/// A path as git writes it: as it is, or in double quotes as in C, with bytes in octal. None: it is neither. Pure.
+fn unquoted(line: &str) -> Option<Vec<u8>> {
+    let Some(quoted) = line.strip_prefix('"') else { return Some(line.as_bytes().to_vec()) };
+    let mut rest = quoted.strip_suffix('"')?.bytes();
+    let mut name = Vec::new();
+    while let Some(byte) = rest.next() {
+        if byte != b'\\' {
+            name.push(byte);
+            continue;
+        }
+        name.push(match rest.next()? {
+            b'a' => 7,
+            b'b' => 8,
+            b't' => b'\t',
+            b'n' => b'\n',
+            b'v' => 11,
+            b'f' => 12,
+            b'r' => b'\r',
+            first @ b'0'..=b'3' => {
+                let digits = [first, rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 8).ok()?
+            }
+            other => other,
+        });
+    }
+    Some(name)
 }
 
 fn all(dir: &Beneath, say: &dyn Fn(&str)) -> Result<Vec<Found>> {
@@ -171,7 +205,7 @@ fn all(dir: &Beneath, say: &dyn Fn(&str)) -> Result<Vec<Found>> {
     let mut found = dir.walk(MOST_DATA)?;
     found.retain(|found| {
         let Ok(path) = &found.path else { return true };
-        let made = MADE.iter().find(|made| path.as_str().split('/').any(|name| name == **made));
+        let made = MADE.iter().find(|made| path.names().any(|name| name == made.as_bytes()));
         left.extend(made);
         made.is_none()
     });
@@ -198,9 +232,11 @@ pub fn files(dir: &Beneath, known: &mut Known) -> Result<Tree> {
 
 fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
     let mut entries = Vec::with_capacity(found.len());
-    for Found { path, kind, stamp, exec } in found {
-        let path = path.map_err(|why| anyhow!("in {}: {why}", dir.path().display()))?;
+    for Found { path, kind, stamp, exec, .. } in found {
+        let path = path.map_err(|unusable| anyhow!("in {}: {unusable}", dir.path().display()))?;
         let what = match kind {
+            // With nothing in it: only what is in a directory makes it.
+            Kind::Dir => continue,
             Kind::File => {
                 let hash = match known.get(&path) {
                     Some((then, hash)) if *then == stamp => hash.clone(),
@@ -216,13 +252,14 @@ fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
                 What::File { len: stamp.len, exec, hash }
             }
             Kind::Link(to) => {
-                let to = to.to_str().with_context(|| format!("the link {path} leads to what is no UTF-8"))?;
+                let to = to.as_os_str().as_bytes();
+                let spelled = Spelling::of(to);
                 stays_inside(&path, to)
-                    .with_context(|| format!("the link {path} leads to {to}, which would not be there"))
+                    .with_context(|| format!("the link {path} leads to {spelled}, which would not be there"))
                     .or_try(format!("replace {path} by the file itself, or name it in .gitignore"))?;
-                What::Link { to: to.into() }
+                What::Link { to: spelled }
             }
-            Kind::Dir | Kind::Other => bail!("{path} is neither file nor link"),
+            Kind::Other => bail!("{path} is neither file nor link"),
         };
         entries.push(Entry { path, what });
     }
@@ -240,10 +277,10 @@ pub struct Outline {
 }
 
 pub fn outline(dir: &Beneath) -> Result<Outline> {
-    let mut found = dir.walk(MOST_DATA)?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
+    let found = dir.walk(MOST_DATA)?;
     let (mut hash, mut bytes) = (Sha256::new(), 0);
-    for Found { path, kind, stamp, exec } in &found {
+    // Both sides are the same program, and walk in the same order.
+    for Found { path, kind, stamp, exec, .. } in &found {
         hash.update(format!("{path:?} {kind:?} {stamp:?} {exec}\n"));
         bytes += if *kind == Kind::File { stamp.len } else { 0 };
     }

@@ -8,7 +8,7 @@ use crate::host::process::{Ear, Mouth};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flate2::read::DeflateDecoder;
 use serde::{Serialize, de::DeserializeOwned};
-use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::io::{self, BufRead as _, BufReader, BufWriter, ErrorKind, Read, Write};
 
 /// Another version means that one of us would misunderstand the other. Both are the same program, sent by its hash, so
 /// this is seen only where somebody else answers.
@@ -20,7 +20,7 @@ const BYTES: usize = 128 << 10;
 /// Why a stream broke off.
 const REASON: usize = 4 << 10;
 
-/// The longest thing that headquarters sends as one stream of JSON: a list of files.
+/// The longest thing that is sent as one stream of JSON and held in memory as a whole: a list of files.
 pub const LIST: u64 = 256 << 20;
 
 pub struct Wire {
@@ -87,6 +87,10 @@ impl Wire {
     }
 
     fn get(&mut self) -> io::Result<Frame> {
+        // Whoever waits for an answer has said all that it is an answer to.
+        if self.from.buffer().is_empty() {
+            self.to.flush()?;
+        }
         let mut kind = [0];
         if self.from.read(&mut kind)? == 0 {
             return Err(io::Error::new(ErrorKind::UnexpectedEof, Over));
@@ -116,10 +120,21 @@ impl Wire {
 
     /// Say one thing. It is under way when this returns.
     pub fn tell(&mut self, word: &impl Serialize) -> Result<()> {
+        self.queue(word)?;
+        self.flush()
+    }
+
+    /// Say one thing, together with what comes next: it is under way when we wait for an answer, or with `flush`. How many
+    /// bytes it has.
+    pub fn queue(&mut self, word: &impl Serialize) -> Result<usize> {
         let word = serde_json::to_vec(word)?;
         ensure!(word.len() <= WORD, "a word of {} bytes is too long to be told", word.len());
-        let told = self.put(b'w', &word).and_then(|()| self.to.flush());
-        told.map_err(|e| self.instead(e))
+        self.put(b'w', &word).map_err(|e| self.instead(e))?;
+        Ok(word.len())
+    }
+
+    pub fn flush(&mut self) -> Result<()> {
+        self.to.flush().map_err(|e| self.instead(e))
     }
 
     /// Hear one thing, of the kind that is expected now.
@@ -150,7 +165,8 @@ impl Wire {
 
     /// A stream of bytes to the other side. It ends with `Sending::end`.
     pub fn sending(&mut self) -> Sending<'_> {
-        Sending { wire: self, bytes: Vec::with_capacity(BYTES) }
+        // Most files are small, and grow into what they need.
+        Sending { wire: self, bytes: Vec::new() }
     }
 
     /// The stream of bytes that comes now.
@@ -176,6 +192,53 @@ impl Wire {
         ensure!(bytes.len() as u64 <= most, Nonsense(format!("a list of more than {most} bytes")));
         receiving.rest()?;
         parsed(&bytes).context("reading a list")
+    }
+
+    /// As `pour`, for what is too much to be held in memory: one after another, while `next` has one.
+    pub fn pour_each<T: Serialize>(
+        &mut self,
+        next: impl FnOnce(&mut dyn FnMut(&T) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let mut sending = self.sending();
+        let mut small = flate2::write::DeflateEncoder::new(&mut sending, flate2::Compression::fast());
+        let poured = next(&mut |one| {
+            serde_json::to_writer(&mut small, one)?;
+            Ok(small.write_all(b"\n")?)
+        });
+        match poured.and_then(|()| Ok(small.finish().map(drop)?)) {
+            Ok(()) => sending.end(),
+            Err(error) => {
+                sending.break_off(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// What was poured by `pour_each`, one after another: none has more bytes than a word, and all of it not more than `most`
+    /// when it is unpacked.
+    pub fn draw_each<T: DeserializeOwned>(
+        &mut self,
+        most: u64,
+        each: &mut dyn FnMut(T) -> Result<()>,
+    ) -> Result<()> {
+        let mut receiving = self.receiving();
+        let mut lines = BufReader::with_capacity(BYTES, DeflateDecoder::new(&mut receiving));
+        let (mut line, mut all) = (Vec::new(), 0);
+        loop {
+            line.clear();
+            let read = (&mut lines).take(WORD as u64 + 1).read_until(b'\n', &mut line);
+            let read =
+                read.map_err(|e| if e.kind() == ErrorKind::InvalidInput { wrong(e.to_string()) } else { e })?;
+            if read == 0 {
+                break;
+            }
+            all += read as u64;
+            ensure!(read <= WORD, Nonsense(format!("a list with an entry of more than {WORD} bytes")));
+            ensure!(all <= most, Nonsense(format!("a list of more than {most} bytes")));
+            each(parsed(&line).context("reading a list")?)?;
+        }
+        drop(lines);
+        receiving.rest()
     }
 
     /// A broken pipe says nothing; the reason may still be on its way to us.
@@ -238,10 +301,16 @@ pub struct Sending<'a> {
     bytes: Vec<u8>,
 }
 
-impl Sending<'_> {
-    pub fn end(mut self) -> Result<()> {
-        let ended = self.push().and_then(|()| self.wire.put(b'e', b"")).and_then(|()| self.wire.to.flush());
-        ended.map_err(|e| self.wire.instead(e))
+impl<'a> Sending<'a> {
+    pub fn end(self) -> Result<()> {
+        self.queue_end()?.flush()
+    }
+
+    /// As `end`, under way as `Wire::queue` is.
+    pub fn queue_end(mut self) -> Result<&'a mut Wire> {
+        let ended = self.push().and_then(|()| self.wire.put(b'e', b""));
+        ended.map_err(|e| self.wire.instead(e))?;
+        Ok(self.wire)
     }
 
     /// What was sent is not what it should have been.

@@ -19,7 +19,7 @@ use std::{
 };
 
 /// How long to put up with somebody.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Without a byte.
     pub silence: Duration,

@@ -51,13 +51,18 @@ def endless(piece):
 
 def offer(path, length=1, why=None):
     stamp = {"len": length, "nanos": 1, "inode": 1}
-    return {"root": "out", "path": path, "stamp": stamp, "age": 60000, "not": why}
+    what = {"file": {"stamp": stamp, "age": 60000}} if why is None else {"unreadable": {"why": why, "bytes": 0}}
+    return {"root": "out", "path": path, "what": what}
+
+
+def offers(all):
+    stream(squeezed([json.dumps(one).encode() + b"\n" for one in all]))
 
 
 def give(piece, hash=None):
-    word(True)
+    word("here")
     stream([piece])
-    word(hash or hashlib.sha256(piece).hexdigest())
+    word({"whole": hash or hashlib.sha256(piece).hexdigest()})
 
 
 def begun():
@@ -76,7 +81,7 @@ def bad_names():
     link = [offer("link", why=f"it is a link to {DIR}/canary"), offer("link/kept")]
     odd = [offer("fifo", why="it is no file"), offer("a"), offer("a/b"), offer(".echoes-part-1")]
     paths = ["../x", "../../kept", "../../../canary/kept", away, "a/../../x", "\x1b[2J", "", "."]
-    pour([offer(path) for path in paths] + link + odd + [offer("good")])
+    offers([offer(path) for path in paths] + link + odd + [offer("good")])
 
 
 def huge_word():
@@ -127,13 +132,13 @@ def much(words):
 # By run: what it is asked, and what it then says. `words` is what came with the question.
 LIES = {
     "names": {"list": lambda words: bad_names(), "take": lambda words: give(b"x")},
-    "hash": {"list": lambda words: pour([offer("best.pt", 4)]), "take": lambda words: give(b"best", "0" * 64)},
+    "hash": {"list": lambda words: offers([offer("best.pt", 4)]), "take": lambda words: give(b"best", "0" * 64)},
     "zeros": {
-        "list": lambda words: pour([offer("zeros", 4)]),
-        "take": lambda words: (word(True), stream(bytes(MIB) for _ in range(10 << 10))),
+        "list": lambda words: offers([offer("zeros", 4)]),
+        "take": lambda words: (word("here"), stream(bytes(MIB) for _ in range(10 << 10))),
     },
     "room": {
-        "list": lambda words: pour([offer(f"zeros{n}", 24 * MIB) for n in range(427)]),
+        "list": lambda words: offers([offer(f"zeros{n}", 24 * MIB) for n in range(427)]),
         "take": much,
     },
     "list": {"list": lambda words: stream([b"\xff" * 1000])},

@@ -7,9 +7,10 @@ use crate::{
     config::Config,
     gpu::{
         driver,
+        left::Left,
         log::Harmless,
         pulse,
-        receipt::{NOT_PROVEN_GONE, Receipt, status},
+        receipt::{NOT_PROVEN_GONE, Receipt, pull_status, status},
         runs,
         spec::RunId,
         state::{Event, Outcome, Phase, Pulled, State},
@@ -106,6 +107,7 @@ pub fn follow(
         step: None,
         rest: String::new(),
         pulse: Instant::now(),
+        left: None,
     };
     block_on(async {
         let mut looks = 0;
@@ -146,6 +148,8 @@ struct Watch<'a> {
     rest: String,
     /// When it was last said how it goes.
     pulse: Instant,
+    /// What is left on the machine, as it was last said.
+    left: Option<Left>,
 }
 
 impl Watch<'_> {
@@ -163,6 +167,7 @@ impl Watch<'_> {
         self.told = events.len();
         let now = OffsetDateTime::now_utc();
         self.show_phase(&state, now)?;
+        self.show_left()?;
         while let Some(text) = self.log.more(self.host)? {
             if self.json {
                 self.ui.out(serde_json::json!({ "log": text }));
@@ -221,6 +226,20 @@ impl Watch<'_> {
         Ok(())
     }
 
+    /// Whenever it is more than it was: there may be time to do something about it.
+    fn show_left(&mut self) -> Result<()> {
+        let Some(left) = runs::read_left(self.host, self.run)? else { return Ok(()) };
+        if left.count > self.left.as_ref().map_or(0, |shown| shown.count) {
+            if self.json {
+                self.ui.out(serde_json::json!({ "left": left }));
+            } else {
+                self.ui.say(format_args!("left on the machine so far: {}", left.words()));
+            }
+            self.left = Some(left);
+        }
+        Ok(())
+    }
+
     fn close(&mut self, state: &State, now: OffsetDateTime) -> Result<u8> {
         if let Some((_, step)) = self.step.take() {
             step.done();
@@ -244,7 +263,10 @@ impl Watch<'_> {
         {
             self.ui.say(format_args!("try:   {hint}"));
         }
-        Ok(outcome.map_or(0, status))
+        Ok(match self.of {
+            Of::Run => status(state).unwrap_or(0),
+            Of::Pull => pull_status(state),
+        })
     }
 }
 

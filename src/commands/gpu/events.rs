@@ -49,6 +49,7 @@ pub fn news(event: &Event) -> Option<String> {
         Event::Refused { .. }
         | Event::Lost { .. }
         | Event::Failed { .. }
+        | Event::Remains { .. }
         | Event::Keeping { .. }
         | Event::Kept { .. }
         | Event::Ending { .. }
@@ -71,8 +72,11 @@ fn words(event: &Event) -> String {
         Event::Exited { exit } => format!("the script has ended: {exit}"),
         Event::Lost { why } => why.clone(),
         Event::Fetched => "everything is home".into(),
+        Event::Remains { left } => {
+            format!("all that can come is home, and left on the machine: {}", left.words())
+        }
         Event::Keeping { why } => format!("what is on the machine is to be kept: {why}"),
-        Event::Kept { place } => format!("a copy of its disk is kept: {place}"),
+        Event::Kept { place } => format!("what is not home is kept: {place}"),
         Event::Forgotten => "what was kept is gone".into(),
         Event::Pulling { .. } => "what was kept is to come home".into(),
         Event::Failed { why } => format!("failed: {why}"),

@@ -8,7 +8,7 @@ use crate::{
         provider::{self, Choice},
         pull::{self, Stand},
         runs,
-        spec::{RunId, Spec},
+        spec::{RunId, Source, Spec},
         state::Event,
     },
     ui::{Try as _, Ui, table},
@@ -74,7 +74,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let choice = provider::offers(&wish, &host, &config)?;
     ui.say(plan(&wish, &choice, &results));
     let offers = pull::unzoned(gpu_run::to_be_had(choice)?);
-    if !yes && !gpu_run::confirmed()? {
+    if provider.is_paid() && !yes && !gpu_run::confirmed()? {
         return Ok(1);
     }
     // What was said to the run is not meant for this.
@@ -94,9 +94,9 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
 
 fn plan(wish: &Spec, choice: &Choice, results: &Path) -> String {
     let rows = table(&crate::gpu::offer::table(&choice.rows));
-    format!(
-        "{}: what was kept of it, on a machine that is made of it\n{rows}\nresults: {}",
-        wish.run,
-        results.display()
-    )
+    let place = match wish.source {
+        Source::Azure => format!("on a machine that is made of it\n{rows}"),
+        Source::Local | Source::Ssh { .. } => format!("from {}", wish.source),
+    };
+    format!("{}: what was kept of it, {place}\nresults: {}", wish.run, results.display())
 }

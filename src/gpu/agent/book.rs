@@ -76,6 +76,12 @@ impl<'a> Writer<'a> {
     }
 }
 
+/// Where the next byte goes.
+pub fn end(host: &Host, dir: &Path) -> Result<u64> {
+    let (begins, len) = pieces(host, dir)?;
+    Ok(begins.last().map_or(0, |last| last + len))
+}
+
 /// The piece that begins at `from`, or the nearest after it.
 pub fn page(host: &Host, dir: &Path, from: u64) -> Result<(Page, Vec<u8>)> {
     let (begins, len) = pieces(host, dir)?;

@@ -10,7 +10,7 @@ use crate::{
     hash::hex,
     host::{
         Host, Kind,
-        beneath::{Beneath, Found, OnDisk, Rel, stays_inside},
+        beneath::{Beneath, Found, OnDisk, Rel, Spelling, stays_inside},
     },
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 use std::{
     collections::{HashMap, HashSet},
     io::{Read, Write},
+    os::unix::ffi::OsStrExt as _,
     path::Path,
 };
 
@@ -43,10 +44,12 @@ pub fn receive(
     ensure!(tree.hash() == hash, "the list is another than the one that was announced");
     for entry in &tree.0 {
         if let What::Link { to } = &entry.what {
-            stays_inside(&entry.path, to).with_context(|| format!("the link {}", entry.path))?;
+            let to = to.clone().bytes().map_err(|why| anyhow!(why));
+            to.and_then(|to| stays_inside(&entry.path, &to))
+                .with_context(|| format!("the link {}", entry.path))?;
         }
     }
-    let kept: HashSet<&str> = tree.0.iter().map(|entry| entry.path.as_str()).collect();
+    let kept: HashSet<&Rel> = tree.0.iter().map(|entry| &entry.path).collect();
     let removed = into.prune(&kept)?;
     let lacks = lacking(&into, &there, &tree)?;
     if !there.is_empty() {
@@ -61,7 +64,7 @@ pub fn receive(
     std::io::copy(&mut receiving.take(1 << 10), &mut std::io::sink())?;
     for entry in &tree.0 {
         if let What::Link { to } = &entry.what {
-            into.link(&entry.path, to)?;
+            into.link(&entry.path, &to.clone().bytes().map_err(|why| anyhow!(why))?)?;
         }
     }
     if on_disk == OnDisk::Now {
@@ -87,10 +90,10 @@ pub fn copy(host: &Host, from: &Path, (dir, mark): (&Path, &Path), hash: &str) -
     host.remove(mark)?;
     let (from, into) = (Beneath::make(host, from)?, Beneath::make(host, dir)?);
     let there = from.walk(usize::MAX)?;
-    into.prune(&there.iter().filter_map(|found| Some(found.path.as_ref().ok()?.as_str())).collect())?;
+    into.prune(&there.iter().filter_map(|found| found.path.as_ref().ok()).collect())?;
     let mut tree = Tree::default();
     for Found { path, kind, exec, .. } in there {
-        let path = path.map_err(|why| anyhow!(why))?;
+        let path = path.map_err(|unusable| anyhow!("{unusable}"))?;
         let doing = || format!("copying {path}");
         let what = match kind {
             Kind::File => {
@@ -101,11 +104,12 @@ pub fn copy(host: &Host, from: &Path, (dir, mark): (&Path, &Path), hash: &str) -
                 What::File { len, exec, hash }
             }
             Kind::Link(to) => {
-                let to = to.to_str().with_context(doing)?.to_owned();
-                into.link(&path, &to)?;
-                What::Link { to }
+                let to = to.as_os_str().as_bytes();
+                into.link(&path, to)?;
+                What::Link { to: Spelling::of(to) }
             }
-            Kind::Dir | Kind::Other => bail!("{path} is neither file nor link"),
+            Kind::Dir => continue,
+            Kind::Other => bail!("{path} is neither file nor link"),
         };
         tree.0.push(Entry { path, what });
     }

@@ -30,7 +30,7 @@ use std::{
     ffi::CString,
     path::Path,
     sync::mpsc::{RecvTimeoutError, channel},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The run's directory is there, and everything below it is this user's, whose process this is from now on.
@@ -100,13 +100,13 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
         Ask::Data { name, hash } => {
             plain(&name)?;
             let data = site.shared("data");
-            let (dir, mark) = (data.join(name.as_str()), data.join(format!("{name}.tree")));
+            let (dir, mark) = (data.join(name.as_path()), data.join(format!("{name}.tree")));
             let _alone = match host.ledger(&data.join(format!("{name}.lock"))) {
                 Err(e) if e.is::<Busy>() => bail!("{name} is on its way to this machine already"),
                 lock => lock?,
             };
             mirror::receive(host, wire, (&dir, &mark), &hash, Squeeze::No, OnDisk::Now)?;
-            host.link(&site.data().join(name.as_str()), &dir)
+            host.link(&site.data().join(name.as_path()), &dir)
         }
         Ask::Placed { name, at, clone } => {
             plain(&name)?;
@@ -116,7 +116,7 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
             }
             host.list(&at).with_context(|| format!("{} is not to be read", at.display()))?;
             ensure!(host.exists(&at)?, "there is no {} on this machine", at.display());
-            host.link(&site.data().join(name.as_str()), &at)?;
+            host.link(&site.data().join(name.as_path()), &at)?;
             let seen =
                 if clone { Beneath::open(host, &at)?.map(|dir| outline(&dir)).transpose()? } else { None };
             wire.tell(&seen)
@@ -125,7 +125,7 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
         Ask::Order { order, secrets } => {
             // What has begun is not changed. The same order comes again after a crash of whoever sent it.
             if !host.exists(&site.begun())? {
-                let script = site.code().join(order.script.as_str());
+                let script = site.code().join(order.script.as_path());
                 ensure!(host.exists(&script)?, "there is no {} among the code", order.script);
                 host.make_dir(&site.out())?;
                 host.make_dir(&site.data())?;
@@ -137,13 +137,7 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
             }
             wire.tell(&())
         }
-        Ask::Look => {
-            let bytes = book::last(host, &site.samples())?;
-            let mut lines = bytes.split(|byte| *byte == b'\n').rev();
-            let sample = lines.find_map(|line| serde_json::from_slice(line).ok());
-            let begun = read(host, &site.begun())?;
-            wire.tell(&Look { standing: start::standing(host, site)?, begun, sample })
-        }
+        Ask::Look => wire.tell(&look(host, site)?),
         Ask::Stop(exit) => {
             write(host, &site.stop(), &exit)?;
             // Nobody may be there to heed it: on a machine that was made of another's disk the script does not go on.
@@ -153,12 +147,41 @@ fn answer(host: &Host, site: &Site, wire: &mut Wire, ask: Ask) -> Result<()> {
             }
             wire.tell(&())
         }
-        Ask::List => wire.pour(&give::list(host, site)?),
+        Ask::Wait { log, samples } => wire.tell(&wait(host, site, (log, samples))?),
+        Ask::List => give::list(host, site, wire),
         Ask::Take { root, path, stamp, from, len } => {
-            give::take(host, site, wire, root, &path, (stamp, from, len))
+            give::take(host, site, wire, (root, &path), (stamp, from, len))
         }
         Ask::Book { book, from } => give::page(host, site, wire, book, from),
     }
+}
+
+fn look(host: &Host, site: &Site) -> Result<Look> {
+    // First: what a script has said when it ended is all that it says.
+    let standing = start::standing(host, site)?;
+    let bytes = book::last(host, &site.samples())?;
+    let mut lines = bytes.split(|byte| *byte == b'\n').rev();
+    let sample = lines.find_map(|line| serde_json::from_slice(line).ok());
+    Ok(Look { standing, begun: read(host, &site.begun())?, sample })
+}
+
+/// As `look`, once the script does not run, or its books have more than so many bytes.
+fn wait(host: &Host, site: &Site, (log, samples): (u64, u64)) -> Result<Look> {
+    // A connection that says nothing for longer is taken for a dead one.
+    const LONGEST: Duration = Duration::from_secs(20);
+    const BETWEEN: Duration = Duration::from_millis(50);
+    /// Whether anybody keeps the script is asked of a lock that the keeper wants, too.
+    const KEEPER: u32 = 20;
+    let until = Instant::now() + LONGEST;
+    for n in 0_u32.. {
+        let more = book::end(host, &site.log())? > log || book::end(host, &site.samples())? > samples;
+        let over = more || Instant::now() >= until || host.exists(&site.exit())?;
+        if over || n % KEEPER == 0 && start::standing(host, site)? != Standing::Running {
+            break;
+        }
+        std::thread::sleep(BETWEEN);
+    }
+    look(host, site)
 }
 
 /// Where a project's code is kept, that is brought up to date, and the run has its copy: what a script changes in its
@@ -179,7 +202,7 @@ fn code(host: &Host, site: &Site, wire: &mut Wire, hash: &str, keep: Option<Rel>
     let Some((name, _lock)) = alone else {
         return mirror::receive(host, wire, (&own, &own_mark), hash, Squeeze::Yes, OnDisk::Now);
     };
-    let kept = site.shared("code").join(name.as_str());
+    let kept = site.shared("code").join(name.as_path());
     let mark = site.shared("code").join(format!("{name}.tree"));
     mirror::receive(host, wire, (&kept, &mark), hash, Squeeze::Yes, OnDisk::Later)?;
     if let Err(error) = mirror::copy(host, &kept, (&own, &own_mark), hash) {
@@ -232,7 +255,7 @@ fn cloned(host: &Host, at: &Path) -> Result<()> {
 
 /// A dataset has one name, not a path of them: one within another would be undone by it.
 fn plain(name: &Rel) -> Result<()> {
-    ensure!(!name.as_str().contains('/'), "{name} is no name of a dataset: it has a / in it");
+    ensure!(name.names().count() == 1, "{name} is no name of a dataset: it has a / in it");
     Ok(())
 }
 

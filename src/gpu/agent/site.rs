@@ -5,7 +5,7 @@ use crate::{
     gpu::{job::Exit, spec::RunId},
     host::{
         Host,
-        beneath::{Rel, Stamp},
+        beneath::{Rel, Spelling, Stamp},
     },
 };
 use anyhow::{Context as _, Result};
@@ -188,12 +188,15 @@ pub enum Ask {
     Order { order: Box<Order>, secrets: Secrets },
     /// Answer: `Look`.
     Look,
+    /// As `Look`, when there is something to be told: the script has ended, or the books go on after what is known of them
+    /// already. At the latest after a while.
+    Wait { log: u64, samples: u64 },
     /// Answer: `()`.
     Stop(Exit),
-    /// Answer: all that could come home, poured, as `Vec<Offered>`.
+    /// Answer: all that there is, poured one after another as `Offered`.
     List,
-    /// Answer: whether that is still there, as `bool`; then exactly as many bytes from there on, and their hash as
-    /// `Option<String>`: none when the file changed meanwhile.
+    /// Answer: `Given`; then, where it is there, exactly as many bytes from there on, and `Ended`. Many may be asked ahead;
+    /// each is answered in its turn.
     Take { root: Root, path: Rel, stamp: Stamp, from: u64, len: u64 },
     /// Answer: `Page`, and its bytes.
     Book { book: Book, from: u64 },
@@ -216,16 +219,57 @@ pub enum Root {
     Code,
 }
 
-/// A file that could come home. Its name is not believed by whoever reads this.
+/// Something that a script has made. Neither its name nor anything else is believed by whoever reads this.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offered {
     pub root: Root,
-    pub path: String,
-    pub stamp: Stamp,
-    /// Milliseconds since it last changed, by the machine's own clock.
-    pub age: u64,
-    /// Why it cannot come.
-    pub not: Option<String>,
+    pub path: Spelling,
+    pub what: Made,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Made {
+    File {
+        stamp: Stamp,
+        /// Milliseconds since it last changed, by the machine's own clock.
+        age: u64,
+        /// The device, where it has other names, too: those of the same stamp.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shared: Option<u64>,
+        /// Where its data is, as beginnings and lengths, where the rest is holes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        extents: Option<Vec<(u64, u64)>>,
+    },
+    /// A link to somewhere below the same root.
+    Link { to: Spelling },
+    /// A directory with nothing in it.
+    Dir,
+    /// It cannot come, and why; how many bytes it has, as far as one sees.
+    Unreadable { why: String, bytes: u64 },
+    /// There is nothing to bring: a socket, a named pipe, a device.
+    Special { what: String },
+}
+
+/// Whether a file is there as it was listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Given {
+    Here,
+    Changed,
+    /// And why.
+    Unreadable(String),
+}
+
+/// How reading a piece of it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ended {
+    /// The hash of the bytes.
+    Whole(String),
+    Changed,
+    /// And why; the bytes are not the file's.
+    Unreadable(String),
 }
 
 /// What only ever grows, and is read on from where one was.

@@ -268,7 +268,7 @@ fn command(
     home: &Path,
     inherited: &dyn Fn(&str) -> Option<String>,
 ) -> Cmd {
-    let script = site.code().join(order.script.as_str()).display().to_string();
+    let script = site.code().join(order.script.as_path()).display().to_string();
     let interpreter: &[&str] = match script.rsplit_once('.').map(|(_, end)| end) {
         Some("py") if made.dir.is_some() => &["python", "-u"],
         Some("py") => &["python3", "-u"],

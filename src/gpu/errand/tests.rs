@@ -10,6 +10,7 @@ use super::*;
 use crate::{
     gpu::{
         agent::site::{Begun, read},
+        left::Left,
         spec::RunId,
         target::{Ssh, Target},
         wire,
@@ -21,10 +22,14 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     process::{Command, Stdio},
-    sync::Arc,
 };
 
 impl Errand<'_> {
+    /// As it stands now.
+    fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
+        self.follow(spec, machine, Duration::ZERO)
+    }
+
     /// As providers do at the end. Nothing of the run is left over there when this returns; what runs share stays.
     fn leave(&self, spec: &Spec, machine: &Machine) -> Result<()> {
         let leave = || self.run(&self.verb(spec, machine, "leave", true)?, b"", ASKING);
@@ -166,8 +171,12 @@ impl World {
         })
     }
 
-    fn fetched(&self) -> bool {
-        self.with(|errand| errand.fetch(&self.spec, &self.machine).unwrap_or_else(|e| panic!("{e:#}")))
+    fn fetched(&self) -> Left {
+        let fetch = |errand: &Errand<'_>| errand.fetch(&self.spec, &self.machine);
+        match self.with(fetch).unwrap_or_else(|e| panic!("{e:#}")) {
+            Fetched::Home(left) => left,
+            coming @ Fetched::Coming { .. } => panic!("{coming:?}"),
+        }
     }
 
     /// MLflow hears which dataset it was, however that got there.
@@ -233,7 +242,8 @@ exit 3
 fn a_run(world: &World) {
     world.prepared_and_started();
     assert_eq!(world.ended(), Exit::Code(3));
-    assert!(world.fetched());
+    let left = world.fetched();
+    assert_eq!(left.words(), "1 file: out/link: a link to /etc/passwd, which does not come along");
     assert_eq!(world.here("log.txt"), "one a b ä\ntwo\nthree code a clip\n");
     assert_eq!(world.here("out/seen"), "s3cr3t https://hq\n");
     assert_eq!(world.here("out/checkpoints/best.pt"), "best\n");
@@ -248,7 +258,7 @@ fn a_run(world: &World) {
     assert_eq!(names("results/r1"), ["log.txt", "out", "project", "samples.jsonl"]);
     assert_eq!(names("results/r1/out"), ["checkpoints", "seen"]);
     let said = world.said.lock().unwrap().join("\n");
-    assert!(said.contains("\"link\" is left on the machine: it is a link to /etc/passwd"), "{said}");
+    assert!(said.contains("out/link is left on the machine: a link to /etc/passwd"), "{said}");
 }
 
 #[test]
@@ -264,8 +274,8 @@ fn a_script_runs_and_what_it_made_comes_home() {
         assert_eq!(errand.poll(&world.spec, &world.machine).unwrap(), Stand::Exited(Exit::Code(3)));
         let again = errand.prepare(&world.spec, &world.machine).unwrap_err();
         assert!(format!("{again:#}").contains("r1 has begun: its files stay as they are"), "{again:#}");
-        assert!(errand.fetch(&world.spec, &world.machine).unwrap());
     });
+    assert_eq!(world.fetched().count, 1);
     assert_eq!(world.here("log.txt").lines().count(), 3);
     let data = world.at("machine/runs/r1/data/ucf");
     assert_eq!(fs::read_link(data).unwrap(), world.at("data/ucf"), "here, data are not copied");
@@ -359,7 +369,7 @@ fn a_script_of_another_user_is_that_users_in_everything() {
     world.user = Some("nobody".into());
     world.prepared_and_started();
     assert_eq!(world.ended(), Exit::Code(0));
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     let log = world.here("log.txt");
     assert!(log.starts_with("nobody\n") && log.contains("refused"), "{log}");
     let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid.as_raw();
@@ -372,7 +382,7 @@ fn a_script_of_another_user_is_that_users_in_everything() {
     world.owner = Some((nobody, nobody));
     fs::remove_dir_all(world.at("results")).unwrap();
     fs::remove_dir_all(world.at("memory")).unwrap();
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     for name in ["results/r1", "results/r1/out", "results/r1/out/x", "results/r1/log.txt"] {
         assert_eq!(meta(name).uid(), nobody, "{name}");
     }
@@ -418,7 +428,7 @@ fn when_its_time_is_up_nothing_of_it_goes_on() {
     assert!(world.alive(&mark).len() >= 2);
     assert_eq!(world.ended(), Exit::Deadline);
     assert!(world.alive(&mark).is_empty());
-    assert!(world.fetched(), "what it had made is fetched");
+    assert!(world.fetched().is_empty(), "what it had made is fetched");
 }
 
 #[test]
@@ -428,12 +438,12 @@ fn a_script_that_is_asked_to_end_may_say_its_last_words() {
     );
     world.prepared_and_started();
     world.until("it is up", || {
-        world.fetched();
+        world.with(|errand| errand.fetch(&world.spec, &world.machine)).unwrap();
         world.at("results/r1/log.txt").exists()
     });
     world.with(|errand| errand.stop(&world.spec, &world.machine).unwrap());
     assert_eq!(world.ended(), Exit::Stopped);
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     assert_eq!(world.here("out/checkpoint"), "saved\n");
 }
 
@@ -464,7 +474,7 @@ while :; do sleep 0.1; done
     });
     // Whoever looks next sees to it.
     assert_eq!(world.ended(), Exit::Code(0));
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     let log = world.here("log.txt");
     let expected = format!(
         "attempt 1 until {until}\n[echoes-appliance: started again, attempt 2]\nattempt 2 until {until}\n"
@@ -480,13 +490,13 @@ fn a_machine_that_is_gone_is_gone_on_from_what_came_home() {
     );
     world.prepared_and_started();
     world.ended();
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     assert_eq!(world.here("out/steps"), "1\n");
     // As an eviction would.
     world.with(|errand| errand.leave(&world.spec, &world.machine).unwrap());
     world.prepared_and_started();
     world.ended();
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     assert_eq!(world.here("out/steps"), "2\n");
     // It says less there than what we had read of the first one's words.
     let log = "after 0\nand more\n\n[echoes-appliance: on another machine]\nafter 1\n";
@@ -525,7 +535,7 @@ fn an_environment_is_made_once_and_the_code_is_found_in_it() {
     }
     world.with(|errand| errand.start(&world.spec, &world.machine).unwrap());
     assert_eq!(world.ended(), Exit::Code(0));
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     let envs = world.at("machine/envs");
     assert!(
         world.here("log.txt").starts_with(&format!("tiny ours {}/", envs.display())),
@@ -701,7 +711,7 @@ fn a_connection_that_breaks_anywhere_on_the_way_home_is_gone_on_with() {
             assert_eq!(fs::read_to_string(&path).unwrap(), whole(n * 100), "{back}");
         }
         cutting.never();
-        assert!(world.fetched());
+        assert!(world.fetched().is_empty());
         assert_eq!(world.here("out/f4"), whole(400));
         assert_eq!(world.here("log.txt"), whole(500), "{back}");
         for dir in ["results", "memory"] {
@@ -810,6 +820,6 @@ fn a_connection_that_dies_ends_no_script() {
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
     }
     assert_eq!(world.ended(), Exit::Code(0));
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     assert_eq!(world.here("log.txt"), "up\nend\n");
 }

@@ -3,16 +3,17 @@
 //!
 //! Each person has a home of their own in it: what one person's runs share, another's must not be able to change.
 
-use super::{Machine, Offer, Provider, Rent, Rented, room};
+use super::{Machine, Offer, Provider, Rent, Rented, kept_room, room};
 use crate::{
     gpu::{
         agent::{site::Site, start},
+        runs,
         spec::{RunId, Spec},
         target::Target,
     },
-    host::{Cmd, Host},
+    host::{Cmd, Host, Kind},
 };
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
 pub const HOMES: &str = "/var/lib/echoes-appliance/machine";
@@ -38,7 +39,46 @@ impl Provider for Local<'_> {
         Ok(Rent::Here(Machine { target: Target::Local, home, data: None }))
     }
 
+    fn rent_from_copy(&self, spec: &Spec, _: &Offer, _: &str) -> Result<Rent> {
+        let home = self.homes.join(&spec.owner);
+        let kept = kept_room(&home, &spec.run);
+        self.host.meta(&kept)?.with_context(|| format!("{} is gone", kept.display()))?;
+        // Given back, the link goes and what it leads to stays.
+        self.host.link(&room(&home, &spec.run), &kept)?;
+        Ok(Rent::Here(Machine { target: Target::Local, home, data: None }))
+    }
+
+    fn can_keep(&self) -> bool {
+        true
+    }
+
+    fn keep(&self, run: &RunId) -> Result<Option<String>> {
+        for home in self.all()? {
+            let (room, kept) = (room(&home, run), kept_room(&home, run));
+            if self.host.meta(&room)?.is_some_and(|meta| meta.kind == Kind::Dir) {
+                self.host.make_dir(&home.join("kept"))?;
+                self.host.shut(&home.join("kept"))?;
+                self.host.rename(&room, &kept)?;
+            }
+            if self.host.exists(&kept)? {
+                return Ok(Some(kept.display().to_string()));
+            }
+        }
+        Ok(None)
+    }
+
+    fn forget(&self, run: &RunId) -> Result<bool> {
+        for home in self.all()? {
+            self.host.remove_tree(&kept_room(&home, run))?;
+        }
+        Ok(true)
+    }
+
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
+        // Not all of it is home: what is there stays, and only what runs is ended.
+        if runs::state(self.host, run)?.is_some_and(|state| state.kept.is_some()) {
+            self.keep(run)?;
+        }
         let mut rooms = Vec::new();
         for home in self.all()? {
             rooms.push(room(&home, run));

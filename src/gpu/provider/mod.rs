@@ -50,6 +50,11 @@ pub fn room(home: &Path, run: &RunId) -> PathBuf {
     home.join("runs").join(run.as_str())
 }
 
+/// Where it lies when its run is over and not all of it is home: until it is, or until nobody wants it any more.
+pub fn kept_room(home: &Path, run: &RunId) -> PathBuf {
+    home.join("kept").join(run.as_str())
+}
+
 /// What came of asking for a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rent {
@@ -101,6 +106,11 @@ pub trait Provider {
     /// again and again, several times in the length of a lease; nothing to do where nothing ends by itself.
     fn renew(&self, _run: &RunId) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether what is had from here costs money for as long as it is had. Its lists lag behind its deeds then, too.
+    fn is_paid(&self) -> bool {
+        false
     }
 
     /// Whether what is on a machine's disk can be kept apart from the machine.

@@ -42,6 +42,15 @@ for id in $(ours "$@"); do echo "process $id"; done
 if [ -e "$2/runs/$1" ]; then echo "$2/runs/$1"; fi
 "#;
 
+/// Set aside what a run made, for a POSIX shell: $1 is the run, $2 the home. Says where it is then, if there is any.
+const KEEP: &str = r#"set -e; if [ -d "$2/runs/$1" ] && [ ! -L "$2/runs/$1" ]; then mkdir -p -m 700 "$2/kept"; mv -- "$2/runs/$1" "$2/kept/$1"; fi; if [ -d "$2/kept/$1" ]; then echo "$2/kept/$1"; fi"#;
+
+/// Make what was set aside the run's again, for as long as it is fetched: given back, the link goes and what it leads to stays.
+const LINK: &str = r#"set -e; [ -d "$2/kept/$1" ]; mkdir -p "$2/runs"; ln -sfn -- "$2/kept/$1" "$2/runs/$1""#;
+
+/// What was set aside is not wanted any more.
+const FORGET: &str = r#"rm -rf -- "${2:?}/kept/${1:?}""#;
+
 /// How to get to it: with the settings' key, or root's own.
 pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
     Ssh {
@@ -103,11 +112,42 @@ impl Provider for Owned<'_> {
         self.meet()
     }
 
+    fn rent_from_copy(&self, spec: &Spec, _: &Offer, copy: &str) -> Result<Rent> {
+        let home = self.home()?;
+        let there = home.to_str().context("a path over there that is not UTF-8")?;
+        let linked = self.answer(LINK, &[spec.run.as_str(), there]);
+        linked.with_context(|| format!("looking for {copy}"))?;
+        Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }))
+    }
+
+    fn can_keep(&self) -> bool {
+        true
+    }
+
+    fn keep(&self, run: &RunId) -> Result<Option<String>> {
+        let home = self.home()?;
+        let home = home.to_str().context("a path over there that is not UTF-8")?;
+        let said = self.answer(KEEP, &[run.as_str(), home])?;
+        let place = said.lines().next().map(printable).filter(|place| !place.is_empty());
+        Ok(place.map(|place| format!("{}:{place}", self.ssh.host)))
+    }
+
+    fn forget(&self, run: &RunId) -> Result<bool> {
+        let home = self.home()?;
+        let home = home.to_str().context("a path over there that is not UTF-8")?;
+        self.answer(FORGET, &[run.as_str(), home])?;
+        Ok(true)
+    }
+
     fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
         // A machine that never let us in, and never may, has nothing of ours.
         let state = runs::state(self.host, run)?;
-        if state.is_some_and(|state| state.rentals.iter().all(|rental| rental.came.is_none())) {
+        if state.as_ref().is_some_and(|state| state.rentals.iter().all(|rental| rental.came.is_none())) {
             return Ok(Vec::new());
+        }
+        // Not all of it is home: what is there stays, and only what runs is ended.
+        if state.is_some_and(|state| state.kept.is_some()) {
+            self.keep(run)?;
         }
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;

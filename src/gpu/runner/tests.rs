@@ -5,6 +5,7 @@ use super::*;
 use crate::{
     gpu::{
         job::{Exit, Nonsense},
+        left::Left,
         provider::{Machine, Offer, Rented},
         pull,
         spec::{RunId, Spec, Spot},
@@ -50,12 +51,29 @@ enum Story {
     PulledInVain,
     /// The same, and a person stops it.
     PulledAndStopped,
+    /// Something that it has made cannot be read.
+    Left,
+    /// The same on a machine that costs nothing.
+    LeftForFree,
+    /// The same; a person wants it all the same.
+    LeftAndPulled,
 }
 
 impl Story {
     fn is_pulled(self) -> bool {
-        matches!(self, Self::Pulled | Self::PulledInVain | Self::PulledAndStopped)
+        matches!(self, Self::Pulled | Self::PulledInVain | Self::PulledAndStopped | Self::LeftAndPulled)
     }
+
+    fn is_left(self) -> bool {
+        matches!(self, Self::Left | Self::LeftForFree | Self::LeftAndPulled)
+    }
+}
+
+/// What cannot be read.
+fn left() -> Left {
+    let mut left = Left::default();
+    left.add("out/key", "permission denied", 3);
+    left
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +127,7 @@ impl World {
             lent: Cell::new(false),
             home: Cell::new(false),
             ended: Cell::new(false),
-            room: Cell::new(!matches!(story, Story::Full) && !story.is_pulled()),
+            room: Cell::new(!matches!(story, Story::Full) && (!story.is_pulled() || story.is_left())),
             kept: Cell::new(false),
             unannounced: Cell::new(false),
             effects: Cell::new(0),
@@ -200,8 +218,12 @@ impl Provider for World {
         Ok(Vec::new())
     }
 
+    fn is_paid(&self) -> bool {
+        self.story != Story::LeftForFree
+    }
+
     fn can_keep(&self) -> bool {
-        self.story == Story::Full || self.story.is_pulled()
+        self.story == Story::Full || self.story.is_pulled() || self.story.is_left()
     }
 
     fn keep(&self, run: &RunId) -> Result<Option<String>> {
@@ -264,13 +286,15 @@ impl Job for World {
         })
     }
 
-    fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+    fn poll(&self, _: &Spec, _: &Machine) -> Result<Option<Stand>> {
         self.effect(|| {
             self.on_machine(|machine| {
                 Ok(match self.ended(machine) {
-                    true if machine.stopped => Stand::Exited(Exit::Stopped),
-                    true => Stand::Exited(Exit::Code(CODE)),
-                    false => Stand::Running,
+                    true if machine.stopped => Some(Stand::Exited(Exit::Stopped)),
+                    true => Some(Stand::Exited(Exit::Code(CODE))),
+                    // Now and then there is nothing new.
+                    false if self.effects.get().is_multiple_of(3) => None,
+                    false => Some(Stand::Running),
                 })
             })
         })
@@ -285,7 +309,7 @@ impl Job for World {
         })
     }
 
-    fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+    fn fetch(&self, _: &Spec, _: &Machine) -> Result<Fetched> {
         self.effect(|| {
             self.on_machine(|machine| {
                 self.ended.set(self.ended(machine));
@@ -293,7 +317,10 @@ impl Job for World {
                     return Err(Error::msg("the disk is full").context(Hopeless));
                 }
                 self.home.set(self.ended(machine));
-                Ok(self.ended(machine) || machine.started.is_none())
+                Ok(match self.ended(machine) || machine.started.is_none() {
+                    true if self.story.is_left() && machine.started.is_some() => Fetched::Home(left()),
+                    whole => Fetched::example(whole),
+                })
             })
         })
     }
@@ -435,8 +462,12 @@ fn moments(story: Story) -> u32 {
         _ => Outcome::Exit(Exit::Code(CODE)),
     };
     let said = "trying again would not help: the disk is full".to_owned();
-    let full = matches!(story, Story::Full | Story::PulledInVain | Story::PulledAndStopped);
+    let full =
+        matches!(story, Story::Full | Story::PulledInVain | Story::PulledAndStopped) || story.is_left();
+    let said = if story.is_left() { left().words() } else { said };
+    assert_eq!(state.left, story.is_left().then(left), "{story:?}");
     let pulled = match story {
+        Story::LeftAndPulled => Some(Pulled::Ended(Outcome::Failed(said.clone()))),
         Story::Pulled => Some(Pulled::Home),
         Story::PulledInVain => Some(Pulled::Ended(Outcome::Failed(said.clone()))),
         Story::PulledAndStopped => Some(Pulled::Ended(Outcome::Exit(Exit::Stopped))),
@@ -447,7 +478,7 @@ fn moments(story: Story) -> u32 {
     let full = full.then_some(said);
     assert_eq!((state.outcome, state.unfetched, state.kept), (Some(expected), full, kept), "{story:?}");
     let tried = match story {
-        Story::Refused | Story::Evicted | Story::Pulled | Story::PulledInVain => 2,
+        Story::Refused | Story::Evicted | Story::Pulled | Story::PulledInVain | Story::LeftAndPulled => 2,
         _ => 1,
     };
     assert_eq!(state.rentals.len(), if story == Story::StoppedAtOnce { 0 } else { tried });
@@ -472,6 +503,9 @@ fn whoever_dies_and_whatever_fails_nothing_rented_is_left_and_nothing_is_lost() 
             Story::Pulled,
             Story::PulledInVain,
             Story::PulledAndStopped,
+            Story::Left,
+            Story::LeftForFree,
+            Story::LeftAndPulled,
         ];
         for story in stories {
             let all = moments(story);
@@ -565,6 +599,9 @@ fn a_machine_that_cannot_be_given_back_is_never_called_given_back() {
         fn list(&self) -> Result<Vec<Rented>> {
             Ok(Vec::new())
         }
+        fn is_paid(&self) -> bool {
+            true
+        }
     }
     let stubborn = Stubborn(&world, Cell::new(0));
     let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
@@ -590,13 +627,13 @@ fn what_trying_again_cannot_mend_is_not_tried_again() {
         fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
             self.0.start(spec, machine)
         }
-        fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Stand> {
+        fn poll(&self, spec: &Spec, machine: &Machine) -> Result<Option<Stand>> {
             self.0.poll(spec, machine)
         }
         fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
             self.0.stop(spec, machine)
         }
-        fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+        fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
             self.0.fetch(spec, machine)
         }
     }
@@ -631,13 +668,13 @@ fn a_machine_that_talks_nonsense_is_not_asked_for_hours() {
         fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
             self.0.start(spec, machine)
         }
-        fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+        fn poll(&self, _: &Spec, _: &Machine) -> Result<Option<Stand>> {
             self.lie()
         }
         fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
             Ok(())
         }
-        fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+        fn fetch(&self, _: &Spec, _: &Machine) -> Result<Fetched> {
             self.lie()
         }
     }
@@ -671,14 +708,14 @@ fn money_ends_a_run_before_it_is_spent() {
             assert!((2900..=3000).contains(&spec.max_seconds.unwrap()), "{:?}", spec.max_seconds);
             self.0.start(spec, machine)
         }
-        fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
-            Ok(Stand::Running)
+        fn poll(&self, _: &Spec, _: &Machine) -> Result<Option<Stand>> {
+            Ok(Some(Stand::Running))
         }
         fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
             Ok(())
         }
-        fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
-            Ok(false)
+        fn fetch(&self, _: &Spec, _: &Machine) -> Result<Fetched> {
+            Ok(Fetched::example(false))
         }
     }
     let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();

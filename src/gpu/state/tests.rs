@@ -38,6 +38,12 @@ fn keeping() -> Event {
     Event::Keeping { why: "too slow".into() }
 }
 
+fn remains() -> Event {
+    let mut left = Left::default();
+    left.add("out/a", "permission denied", 1);
+    Event::Remains { left }
+}
+
 fn kept_event() -> Event {
     Event::Kept { place: "/snap".into() }
 }
@@ -122,6 +128,7 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
         kept_event(),
         Event::Forgotten,
         pulling(),
+        remains(),
     ];
     // In each phase, the numbers of those that can happen.
     let table: [(&[Event], &[usize]); 8] = [
@@ -130,7 +137,7 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
         (&up[..2], &[3, 6, 8, 9]),
         (&up[..3], &[4, 6, 8, 9]),
         (&up, &[5, 6, 8, 9]),
-        (&[&up[..], &[failed()]].concat(), &[6, 7, 8, 11]),
+        (&[&up[..], &[failed()]].concat(), &[6, 7, 8, 11, 15]),
         (&[&up[..], &[failed(), keeping()]].concat(), &[6, 7, 8, 12]),
         (&[&up[..], &[failed(), Event::Fetched]].concat(), &[10]),
     ];
@@ -152,7 +159,7 @@ fn what_is_over_or_has_not_begun_cannot_be_told_of() {
         (&[], &[13, 14]),
         (&[pulling()], &[8, 9]),
         (&[pulling(), small()], &[1, 2, 8, 9]),
-        (&[pulling(), small(), rented()], &[6, 7, 8, 9]),
+        (&[pulling(), small(), rented()], &[6, 7, 8, 9, 15]),
         (&[pulling(), small(), rented(), Event::Fetched], &[10, 13]),
         (&[pulling(), small(), rented(), failed()], &[10]),
         (&[pulling(), small(), refused(Class::Capacity)], &[9, 10]),
@@ -191,6 +198,10 @@ fn what_becomes_of_a_pull_changes_nothing_of_how_the_run_ended() {
     let table: Vec<(Vec<Event>, Pulled)> = vec![
         ([there(), vec![Fetched, Forgotten]].concat(), Pulled::Home),
         ([there(), vec![failed()]].concat(), Pulled::Ended(Outcome::Failed("broken".into()))),
+        (
+            [there(), vec![remains()]].concat(),
+            Pulled::Ended(Outcome::Failed("1 file, 1 bytes: out/a: permission denied".into())),
+        ),
         ([there(), vec![stop()]].concat(), Pulled::Ended(Outcome::Exit(Exit::Stopped))),
         (vec![pulling(), stop()], Pulled::Ended(Outcome::Exit(Exit::Stopped))),
         (vec![pulling(), small(), failed()], Pulled::Ended(Outcome::Failed("broken".into()))),

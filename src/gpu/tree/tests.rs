@@ -53,7 +53,7 @@ fn shown(dir: &Path) -> Vec<String> {
         let path = found.path.unwrap();
         match found.kind {
             Kind::File => {
-                let text = std::fs::read_to_string(dir.join(path.as_str())).unwrap();
+                let text = std::fs::read_to_string(dir.join(path.as_path())).unwrap();
                 format!("{path} {text}{}", if found.exec { " *" } else { "" })
             }
             Kind::Link(to) => format!("{path} -> {}", to.display()),
@@ -64,7 +64,7 @@ fn shown(dir: &Path) -> Vec<String> {
 }
 
 fn names(tree: &Tree) -> Vec<&str> {
-    tree.0.iter().map(|entry| entry.path.as_str()).collect()
+    tree.0.iter().map(|entry| std::str::from_utf8(entry.path.as_bytes()).unwrap()).collect()
 }
 
 fn paths(to: &Path) -> (PathBuf, PathBuf) {
@@ -195,7 +195,7 @@ fn a_link_that_leads_out_stops_everything_and_says_which() {
 
 #[test]
 fn what_receives_believes_no_list() {
-    let link = |to: &str| What::Link { to: to.into() };
+    let link = |to: &str| What::Link { to: Spelling::Text(to.into()) };
     let file = || What::File { len: 1, exec: false, hash: hex(&Sha256::digest(b"x")) };
     let entry = |path: &str, what| Entry { path: Rel::new(path).unwrap(), what };
     let from = directory(&[("a", "x"), ("d/a", "x")]);
@@ -386,4 +386,44 @@ fn code_that_is_kept_is_sent_once_and_each_run_has_its_own() {
     let _busy = host.ledger(&home.path().join("code/project-1.lock")).unwrap();
     assert_eq!(sent("r5").unwrap().files, 2, "it comes for itself");
     assert_eq!(shown(&own("r5")), shown(from.path()));
+}
+
+#[test]
+fn names_that_are_no_text_go_along() {
+    let from = directory(&[("a", "x"), ("new\nline\t\"quoted\"\\", "x")]);
+    std::fs::write(from.path().join(OsStr::from_bytes(b"caf\xe9.txt")), "x").unwrap();
+    symlink(OsStr::from_bytes(b"caf\xe9.txt"), from.path().join("link")).unwrap();
+    std::fs::create_dir(from.path().join("empty")).unwrap();
+    let git = |args: &[&str]| {
+        let out = std::process::Command::new("git").arg("-C").arg(from.path()).args(args).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+    };
+    for checkout in [false, true] {
+        if checkout {
+            git(&["init", "--quiet"]);
+            git(&["add", "a"]);
+        }
+        let (dir, tree) = code(&Host::new("/", System), from.path(), &quiet).unwrap();
+        let to = directory(&[]);
+        sent(&dir, &tree, to.path(), Squeeze::Yes).unwrap();
+        let there = to.path().join("tree");
+        let expected = ["a x", "caf\\xE9.txt x", "link -> caf\u{fffd}.txt", "new\\nline\\t\"quoted\"\\ x"];
+        assert_eq!(shown(&there), expected, "a checkout: {checkout}");
+        assert_eq!(std::fs::read(there.join("link")).unwrap(), b"x");
+    }
+}
+
+#[test]
+fn what_git_quotes_is_read_as_it_was() {
+    let table: [(&str, Option<&[u8]>); 6] = [
+        ("a b", Some(b"a b")),
+        (r#""a\tb\n\"\\\303\251\377""#, Some(b"a\tb\n\"\\\xc3\xa9\xff")),
+        (r#""cut"#, None),
+        (r#""a\30""#, None),
+        (r#""\"#, None),
+        (r#""""#, Some(b"")),
+    ];
+    for (line, expected) in table {
+        assert_eq!(unquoted(line).as_deref(), expected, "{line}");
+    }
 }

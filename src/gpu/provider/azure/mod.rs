@@ -297,6 +297,10 @@ impl Provider for Azure {
         self.runtime.block_on(self.renew_now(run)).map_err(told)
     }
 
+    fn is_paid(&self) -> bool {
+        true
+    }
+
     fn can_keep(&self) -> bool {
         true
     }

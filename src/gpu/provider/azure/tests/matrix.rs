@@ -11,6 +11,7 @@ use super::{
     stage::{Life, Stage, T4, offer, spec},
 };
 use crate::gpu::{
+    home::Fetched,
     job::{Exit, Hopeless, Job, Stand},
     provider::{Machine, Offer, Provider},
     runner::{Clock, Loan, Runner},
@@ -267,14 +268,14 @@ impl Job for World {
         })
     }
 
-    fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+    fn poll(&self, _: &Spec, _: &Machine) -> Result<Option<Stand>> {
         self.deal(|disk| {
             ensure!(disk.began.is_some(), "it was never started");
-            Ok(match disk {
+            Ok(Some(match disk {
                 disk if disk.stopped => Stand::Exited(Exit::Stopped),
                 disk if self.done_on(disk) == LONG => Stand::Exited(Exit::Code(0)),
                 _ => Stand::Running,
-            })
+            }))
         })
     }
 
@@ -285,13 +286,14 @@ impl Job for World {
         })
     }
 
-    fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+    fn fetch(&self, _: &Spec, _: &Machine) -> Result<Fetched> {
         self.deal(|disk| {
             if self.story == Story::Full {
                 return Err(Error::msg("the disk is full").context(Hopeless));
             }
             self.home.set(self.home.get().max(self.done_on(disk)));
-            Ok(disk.stopped || disk.began.is_none() || self.done_on(disk) == LONG)
+            let ended = disk.stopped || disk.began.is_none() || self.done_on(disk) == LONG;
+            Ok(Fetched::example(ended))
         })
     }
 }

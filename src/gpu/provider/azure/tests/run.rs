@@ -3,6 +3,7 @@
 
 use super::stage::{SMALL, Stage, T4, offer, spec};
 use crate::gpu::{
+    home::Fetched,
     job::{Exit, Hopeless, Job, Stand},
     provider::{Machine, Offer, Provider as _},
     runner::{Clock, Loan, Runner},
@@ -66,7 +67,7 @@ impl Job for Script {
         Ok(())
     }
 
-    fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+    fn poll(&self, _: &Spec, _: &Machine) -> Result<Option<Stand>> {
         let Some((began, _)) = self.began.get() else { bail!("not started") };
         let spent = self.now() - began;
         if self.evicted.get().is_some_and(|at| spent >= at) {
@@ -74,18 +75,18 @@ impl Job for Script {
             self.cloud.evict_now(&self.cloud.ids(Kind::Vm)[0]);
         }
         self.there()?;
-        Ok(if spent >= self.long { Stand::Exited(Exit::Code(0)) } else { Stand::Running })
+        Ok(Some(if spent >= self.long { Stand::Exited(Exit::Code(0)) } else { Stand::Running }))
     }
 
     fn stop(&self, _: &Spec, _: &Machine) -> Result<()> {
         self.there()
     }
 
-    fn fetch(&self, _: &Spec, _: &Machine) -> Result<bool> {
+    fn fetch(&self, _: &Spec, _: &Machine) -> Result<Fetched> {
         if self.full.get() {
             return Err(Error::msg("the disk is full").context(Hopeless));
         }
-        self.there().map(|()| true)
+        self.there().map(|()| Fetched::example(true))
     }
 }
 
