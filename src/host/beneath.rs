@@ -198,6 +198,9 @@ impl fmt::Display for Rel {
 /// How names begin that a file has before it has its own.
 const PART: &str = ".echoes-part-";
 
+/// A file that was opened here.
+pub type OpenFile = File;
+
 /// By what one sees that a file is no longer the one it was, without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {

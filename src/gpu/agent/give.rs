@@ -10,13 +10,12 @@ use crate::{
     hash::hex,
     host::{
         Host, Kind,
-        beneath::{Beneath, Found, Rel, Spelling, Stamp, stays_inside},
+        beneath::{Beneath, Found, OpenFile, Rel, Spelling, Stamp, stays_inside},
     },
 };
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 use std::{
-    fs::File,
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     ops::ControlFlow,
     os::unix::ffi::OsStrExt as _,
@@ -198,7 +197,7 @@ pub fn take(
 }
 
 /// As many bytes as were announced, whatever becomes of the file: so both sides stay in step.
-fn pour_piece(wire: &mut Wire, file: File, stamp: Stamp, len: u64) -> Result<Ended> {
+fn pour_piece(wire: &mut Wire, file: OpenFile, stamp: Stamp, len: u64) -> Result<Ended> {
     let mut sending = wire.sending();
     let (mut hash, mut left, mut trouble) = (Sha256::new(), len, None);
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(128 << 10)];

@@ -107,7 +107,7 @@ fn unreadable(path: &str, why: &str) -> Offered {
 }
 
 fn list(wire: &mut Wire, offers: &[Offered]) -> Result<()> {
-    wire.pour_each(|next| offers.iter().try_for_each(|offer| next(offer)))
+    wire.pour_each(|next| offers.iter().try_for_each(next))
 }
 
 /// Offers these, and gives `contents` for whatever is asked.
