@@ -12,7 +12,7 @@ mod ledger;
 pub mod mounts;
 pub mod process;
 
-pub use ledger::{Busy, Ledger};
+pub use ledger::{Busy, LONGEST, Ledger, Lines};
 
 use anyhow::{Context as _, Result, bail};
 use std::{

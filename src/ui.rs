@@ -124,6 +124,15 @@ impl Ui {
         self.print(format_args!("{mark} {text}"));
     }
 
+    /// An error of one thing where the others go on: all of it in a line, and below that what to try.
+    pub fn warn_of(&self, error: &Error) {
+        let (chain, hint) = told(error);
+        self.warn(chain.join(": "));
+        for line in hint.unwrap_or_default().lines() {
+            self.print(format_args!("  {} {line}", self.paint("36", "try:")));
+        }
+    }
+
     /// Whole lines, above the live one.
     fn print(&self, text: impl fmt::Display) {
         let _screen = self.live.as_ref().map(|screen| screen.cleared());

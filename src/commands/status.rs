@@ -1,7 +1,7 @@
 //! `status`: how each service is doing, at a glance. Asks systemd and the files, not the services: it must answer
 //! when nothing else does.
 
-use super::{config::Settings, need_installed, this_machine};
+use super::{config::Settings, need_installed, need_root, this_machine};
 use crate::{
     config::Config,
     host::{Cmd, Host},
@@ -63,8 +63,14 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = this_machine();
     need_installed(&host)?;
     let config = settings.read(&host)?;
-    // The receipt is root's; without it what systemd knows must do.
-    let installed = Receipt::read(&host).map(|receipt| receipt.installed()).ok();
+    // The receipt is root's, and may be damaged; without it what systemd knows must do.
+    let receipt = Receipt::read(&host);
+    if let Err(error) = &receipt
+        && need_root(&host).is_ok()
+    {
+        ui.warn_of(error);
+    }
+    let installed = receipt.map(|receipt| receipt.installed()).ok();
     let units: Vec<String> = Service::ALL.into_iter().map(Service::unit).collect();
     let names: Vec<&str> = units.iter().map(String::as_str).collect();
     let eyes = Eyes::open(&host, &[], &names)?;

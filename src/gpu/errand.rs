@@ -21,6 +21,7 @@ use crate::{
         beneath::{Beneath, Rel},
         process::{Bounds, Over, Pipe},
     },
+    journal,
     ui::Try as _,
     web::hold,
 };
@@ -331,7 +332,18 @@ impl<'a> Errand<'a> {
             let dir = self.given.results.join(spec.run.as_str());
             let memory = self.given.memory.join(spec.run.as_str()).join("home.jsonl");
             let Given { quota, owner, .. } = self.given;
-            *home = Some(Arc::new(Home::open(self.host, &dir, &memory, quota, owner, self.say)?));
+            let open = || Home::open(self.host, &dir, &memory, quota, owner, self.say);
+            let opened = open().or_else(|error| {
+                // At worst what came home comes once more; where nothing came, it would not come at all.
+                let Some(damaged) = error.downcast_ref() else { return Err(error) };
+                let beside = journal::set_aside(self.host, damaged)?;
+                (self.say)(&format!(
+                    "{damaged}: from there on it begins anew, and was moved to {}",
+                    beside.display()
+                ));
+                open()
+            });
+            *home = Some(Arc::new(opened?));
         }
         home.clone().context("there is no home")
     }

@@ -151,23 +151,21 @@ impl<'a> Home<'a> {
         // Others may write beside it: only the directory of all results is believed.
         let (all, name) = dir.parent().zip(dir.file_name()).context("a run's results need a directory")?;
         let dir = Beneath::make(host, all)?.inside(&Rel::new(&name.to_string_lossy())?, owner)?;
-        let (journal, landed) = Journal::<Landed>::open(host, memory)?;
         let (mut here, mut books, mut notes) = (BTreeMap::new(), HashMap::new(), 0);
-        for landed in landed {
-            match landed {
-                Landed::File { root, path, stamp, .. } => drop(here.insert((root, path), Here::File(stamp))),
-                Landed::Link { root, path, to } => drop(here.insert((root, path), Here::Link(to))),
-                Landed::Left { .. } => notes += 1,
-                Landed::Book { book, theirs, ours } => {
-                    notes += 1;
-                    books.insert(book, (theirs, ours));
-                }
-                Landed::Anew => {
-                    notes += 1;
-                    books.values_mut().for_each(|(theirs, _)| *theirs = 0);
-                }
+        // One after another: there may be millions.
+        let journal = Journal::<Landed>::open_with(host, memory, &mut |landed| match landed {
+            Landed::File { root, path, stamp, .. } => drop(here.insert((root, path), Here::File(stamp))),
+            Landed::Link { root, path, to } => drop(here.insert((root, path), Here::Link(to))),
+            Landed::Left { .. } => notes += 1,
+            Landed::Book { book, theirs, ours } => {
+                notes += 1;
+                books.insert(book, (theirs, ours));
             }
-        }
+            Landed::Anew => {
+                notes += 1;
+                books.values_mut().for_each(|(theirs, _)| *theirs = 0);
+            }
+        })?;
         dir.sweep()?;
         let (journal, books) = (Mutex::new(Noted { journal, notes }), Mutex::new(books));
         let (files, hurried) = (Mutex::new(Files::new(here)), AtomicBool::new(false));

@@ -57,7 +57,11 @@ pub fn secrets(host: &Host, run: &RunId) -> Result<Secrets> {
 
 /// Where MLflow is for a script on this source's machine; none when this headquarters has none.
 pub fn mlflow(host: &Host, config: &Config, source: &Source) -> Result<Option<String>> {
-    let here = Receipt::read(host)?.installed().contains(&Service::Mlflow);
+    // One that cannot be read holds no run up: then what was written to be started says it.
+    let here = match Receipt::read(host) {
+        Ok(receipt) => receipt.installed().contains(&Service::Mlflow),
+        Err(_) => host.exists(&Path::new("/etc/systemd/system").join(Service::Mlflow.unit()))?,
+    };
     Ok(match source {
         _ if !here => None,
         // Past nginx, which a machine's own processes need not go through.
@@ -199,6 +203,18 @@ mod tests {
         host.write(Path::new(receipt::PATH), 0o600, &[services.as_slice(), b"\n"].concat()).unwrap();
         host.write(Path::new(HTPASSWD), 0o640, b"ana:$apr1$x$y\n").unwrap();
         (dir, host)
+    }
+
+    #[test]
+    fn a_damaged_receipt_holds_no_run_up() {
+        let (_dir, host) = headquarters();
+        let config = Config::default();
+        let there = mlflow(&host, &config, &Source::Local).unwrap();
+        assert!(there.is_some());
+        host.write(Path::new(receipt::PATH), 0o600, b"no entry\n").unwrap();
+        assert_eq!(mlflow(&host, &config, &Source::Local).unwrap(), None);
+        host.write(Path::new("/etc/systemd/system/mlflow.service"), 0o644, b"").unwrap();
+        assert_eq!(mlflow(&host, &config, &Source::Local).unwrap(), there);
     }
 
     #[test]

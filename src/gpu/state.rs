@@ -10,13 +10,10 @@ use super::{
     provider::{Class, Machine, Offer, Refusal},
     spec::Spec,
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, time::Duration};
 use time::OffsetDateTime;
-
-/// The newest format that we write. Older ones load for ever.
-const FORMAT: u32 = 1;
 
 /// Of the money that a run may cost, so much time's worth is kept for bringing home and giving back.
 const RESERVE: Duration = Duration::from_secs(600);
@@ -112,24 +109,18 @@ pub enum Event {
     Returned,
 }
 
-/// An event as it stands in the file. What it says is read only when its format is one we know.
+/// An event as it stands in the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Entry {
-    v: u32,
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
     #[serde(flatten)]
-    event: serde_json::Value,
+    pub event: Event,
 }
 
 impl Entry {
-    pub fn new(at: OffsetDateTime, event: &Event) -> Result<Self> {
-        Ok(Self { v: FORMAT, at, event: serde_json::to_value(event)? })
-    }
-
-    pub fn event(&self) -> Result<Event> {
-        ensure!(self.v <= FORMAT, "written by a newer echoes-appliance (format {})", self.v);
-        Ok(serde_json::from_value(self.event.clone())?)
+    pub fn new(at: OffsetDateTime, event: &Event) -> Self {
+        Self { at, event: event.clone() }
     }
 }
 
@@ -226,11 +217,10 @@ pub enum Keep {
 /// The state that a journal tells of; none when it does not even say what was asked for.
 pub fn replay(entries: &[Entry]) -> Result<Option<State>> {
     let mut state: Option<State> = None;
-    for (n, entry) in entries.iter().enumerate() {
-        let event = entry.event().with_context(|| format!("entry {}", n + 1))?;
+    for (n, Entry { at, event }) in entries.iter().enumerate() {
         state = match state {
-            None => State::asked(entry.at, &event),
-            Some(state) => state.after(entry.at, &event),
+            None => State::asked(*at, event),
+            Some(state) => state.after(*at, event),
         };
         ensure!(state.is_some(), "entry {} tells of something that cannot happen there: {event:?}", n + 1);
     }

@@ -159,15 +159,19 @@ mod tests {
     fn a_journal_that_cannot_be_read_keeps_no_other_run_waiting() {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path(), System);
-        let future = b"{\"v\":2,\"at\":\"2030-01-01T00:00:00Z\",\"event\":\"beamed\"}\n";
+        let future = b"{\"v\":9,\"at\":\"2030-01-01T00:00:00Z\",\"event\":\"beamed\"}\n";
         host.write(Path::new("/var/lib/echoes-appliance/runs/future/journal.jsonl"), 0o600, future).unwrap();
         let spec = Box::new(Spec::example("now"));
         let asked = Event::Asked { spec, offers: vec![Offer::example("a")] };
         runs::create(&host, &RunId::try_from("now".to_owned()).unwrap(), OffsetDateTime::UNIX_EPOCH, &asked)
             .unwrap();
+        let damaged = b"{\"v\":1,\"at\":\"2026-01-01T00:00:00Z\",\"event\":\"started\n{\"v\":1}\n";
+        host.write(Path::new("/var/lib/echoes-appliance/runs/damaged/journal.jsonl"), 0o600, damaged)
+            .unwrap();
         let found = look(&host, &[]).unwrap();
         assert_eq!(found.loose.len(), 1);
-        let said = format!("{:#}", found.errors[0]);
-        assert!(said.contains("future") && said.contains("newer echoes-appliance (format 2)"), "{said}");
+        let said: Vec<_> = found.errors.iter().map(|error| crate::ui::told(error).0.concat()).collect();
+        assert!(said[0].contains("runs/damaged/journal.jsonl is damaged in line 1"), "{said:?}");
+        assert!(said[1].contains("runs/future/journal.jsonl was written by a newer"), "{said:?}");
     }
 }

@@ -5,11 +5,12 @@
 
 use super::{Host, absent};
 use crate::patience::Patience;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use nix::libc;
 use std::{
     fmt,
     fs::{self, TryLockError},
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, ErrorKind, Read, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -52,33 +53,91 @@ impl fmt::Display for Busy {
 
 impl std::error::Error for Busy {}
 
-/// A locked file of whole lines.
-pub struct Ledger(fs::File);
+/// The longest line, with its newline. The longest command line that Linux takes is two MiB, and six times that with each
+/// of its bytes escaped; what is longer is no line of ours, and is not taken into memory.
+pub const LONGEST: u64 = 16 << 20;
 
-impl Ledger {
-    /// The lines so far. One without its newline was cut short by a crash; since acting comes after writing,
-    /// nobody acted on it, and it is dropped.
-    pub fn lines(&mut self) -> Result<Vec<String>> {
-        let mut text = String::new();
-        self.0.read_to_string(&mut text)?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            self.0.set_len(whole as u64)?;
-        }
-        Ok(text[..whole].lines().map(str::to_owned).collect())
+/// The whole lines of a file, from its beginning, one of them in memory at a time.
+pub struct Lines<R> {
+    from: BufReader<R>,
+    line: Vec<u8>,
+    end: u64,
+}
+
+impl<R: Read> Lines<R> {
+    pub fn new(from: R) -> Self {
+        Self { from: BufReader::with_capacity(64 << 10, from), line: Vec::new(), end: 0 }
     }
 
-    /// The line is on disk when this returns.
-    pub fn append(&mut self, line: &str) -> Result<()> {
-        self.0.write_all(format!("{line}\n").as_bytes())?;
-        Ok(self.0.sync_data()?)
+    /// The next one, as bytes, without its newline. None: whatever is left has no newline and was cut short by a crash,
+    /// perhaps in the middle of a character; since acting comes after writing, nobody acted on it. An error of the kind
+    /// `InvalidData` is a line that is too long.
+    pub fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
+        self.line.clear();
+        let n = (&mut self.from).take(LONGEST + 1).read_until(b'\n', &mut self.line)? as u64;
+        if n > LONGEST {
+            let words = format!("it is longer than {} MiB", LONGEST >> 20);
+            return Err(io::Error::new(ErrorKind::InvalidData, words));
+        }
+        if self.line.pop_if(|last| *last == b'\n').is_none() {
+            return Ok(None);
+        }
+        self.end += n;
+        Ok(Some(&self.line))
+    }
+
+    /// Where the last line that was handed out ends, in bytes from the beginning of the file.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+}
+
+/// A locked file of whole lines.
+pub struct Ledger {
+    file: fs::File,
+    /// Where a write began that failed and could not be taken back.
+    torn: Option<u64>,
+}
+
+impl Ledger {
+    /// The lines so far.
+    pub fn lines(&self) -> io::Result<Lines<&fs::File>> {
+        (&self.file).seek(SeekFrom::Start(0))?;
+        Ok(Lines::new(&self.file))
+    }
+
+    /// Drop what is beyond so many bytes: no whole line.
+    pub fn cut(&self, end: u64) -> io::Result<()> {
+        if self.file.metadata()?.len() > end { self.file.set_len(end) } else { Ok(()) }
+    }
+
+    /// The lines, which bring their newlines, are on disk when this returns. When it fails, on a full disk say, none of
+    /// them is: the next line would go on where half of one was left, and no reader could make anything of the two.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.mend()?;
+        self.torn = Some(self.file.metadata()?.len());
+        if let Err(error) = self.file.write_all(lines).and_then(|()| self.file.sync_data()) {
+            // Where this fails too, it is tried again before the next line.
+            let _ = self.mend();
+            return Err(error);
+        }
+        self.torn = None;
+        Ok(())
+    }
+
+    fn mend(&mut self) -> io::Result<()> {
+        if let Some(end) = self.torn {
+            self.file.set_len(end)?;
+            self.torn = None;
+        }
+        Ok(())
     }
 }
 
 impl Drop for Ledger {
     /// Closing is not enough: a child between fork and exec still holds a copy of the lock.
     fn drop(&mut self) {
-        let _ = self.0.unlock();
+        let _ = self.file.unlock();
     }
 }
 
@@ -89,14 +148,37 @@ impl Host {
         let doing = || format!("opening {}", path.display());
         let open = || -> io::Result<fs::File> {
             fs::create_dir_all(self.path(path.parent().unwrap_or(path)))?;
-            fs::OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(self.path(path))
+            let mut options = fs::OpenOptions::new();
+            options.read(true).append(true).create(true).mode(0o600).open(self.path(path))
         };
         let file = open().with_context(doing)?;
         match file.try_lock() {
-            Ok(()) => Ok(Ledger(file)),
+            Ok(()) => Ok(Ledger { file, torn: None }),
             Err(TryLockError::WouldBlock) => Err(Busy { path: path.into(), holder: None }.into()),
             Err(TryLockError::Error(e)) => Err(e).with_context(doing),
         }
+    }
+
+    /// The lines of a file that others may hold, and add to meanwhile; none when there is no such file. A pipe in its place,
+    /// which would be waited for, is an error.
+    pub fn lines(&self, path: &Path) -> Result<Option<Lines<fs::File>>> {
+        let doing = || format!("reading {}", path.display());
+        let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.path(path));
+        let Some(file) = absent(open).with_context(doing)? else { return Ok(None) };
+        ensure!(file.metadata().with_context(doing)?.is_file(), "{} is not a file", path.display());
+        Ok(Some(Lines::new(file)))
+    }
+
+    /// Add what a file has from there on to another one, which only its owner may read; on disk when this returns.
+    pub fn copy_from(&self, path: &Path, at: u64, to: &Path) -> Result<()> {
+        let copy = || -> io::Result<()> {
+            let mut from = fs::File::open(self.path(path))?;
+            from.seek(SeekFrom::Start(at))?;
+            let mut to = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(to))?;
+            io::copy(&mut from, &mut to)?;
+            to.sync_all()
+        };
+        copy().with_context(|| format!("copying what is in {} to {}", path.display(), to.display()))
     }
 
     /// As `ledger`, for who needs it: asked again for so long, and then told who holds it. What only a killed process has
@@ -223,8 +305,8 @@ mod tests {
         };
         left("0.3");
         assert!(host.ledger(path).err().unwrap().is::<Busy>(), "the child has it still");
-        let mut ledger = host.ledger_within(path, Patience::NONE).unwrap();
-        assert_eq!(ledger.lines().unwrap(), ["\"one\""]);
+        let ledger = host.ledger_within(path, Patience::NONE).unwrap();
+        assert_eq!(ledger.lines().unwrap().next_line().unwrap(), Some(b"\"one\"".as_slice()));
         drop(ledger);
         // Not for ever, and it is told of too.
         left("60");
@@ -242,5 +324,71 @@ mod tests {
         let mut other = other(&host, Path::new("/j"), "print(flush=True); time.sleep(0.3)");
         host.ledger_within(Path::new("/j"), Patience::seconds(20)).unwrap();
         other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_line_is_as_long_as_it_may_be_and_no_longer() {
+        let long = usize::try_from(LONGEST).unwrap();
+        for (len, newline, is_taken) in
+            [(long - 1, true, true), (long, true, false), (long + 1, false, false)]
+        {
+            let file = [vec![b'x'; len], if newline { b"\n".to_vec() } else { Vec::new() }].concat();
+            let mut lines = Lines::new(file.as_slice());
+            let taken = lines.next_line().map(|line| line.map(<[u8]>::len));
+            match taken {
+                Ok(taken) => assert!(is_taken && taken == Some(len), "{taken:?}"),
+                Err(error) => assert!(!is_taken && error.kind() == ErrorKind::InvalidData, "{error}"),
+            }
+        }
+        // What a crash cut short is no line, whatever it is.
+        let mut lines = Lines::new(b"one\n\xc3".as_slice());
+        assert_eq!(lines.next_line().unwrap(), Some(b"one".as_slice()));
+        assert_eq!(lines.next_line().unwrap(), None);
+        assert_eq!(lines.end(), 4);
+    }
+
+    #[test]
+    fn what_is_no_file_is_told_and_not_waited_for() {
+        let (dir, host) = scene();
+        host.run(&crate::host::Cmd::new("mkfifo", [dir.path().join("p").display().to_string()])).unwrap();
+        for path in ["/p", "/"] {
+            let said = format!("{:#}", host.lines(Path::new(path)).err().unwrap());
+            assert!(said.contains("is not a file"), "{said}");
+        }
+        assert!(host.lines(Path::new("/none")).unwrap().is_none());
+    }
+
+    /// As on a full disk: a process that may make no file longer than a block.
+    #[test]
+    fn a_line_that_finds_no_room_leaves_nothing_of_itself() {
+        const INSIDE: &str = "LEDGER_WITHOUT_ROOM";
+        let name = "host::ledger::tests::a_line_that_finds_no_room_leaves_nothing_of_itself";
+        if let Some(path) = System::environment(INSIDE) {
+            let host = Host::new("/", System);
+            let mut ledger = host.ledger(Path::new(&path)).unwrap();
+            let mut whole = 0;
+            while ledger.append(&[&[b'x'; 99], b"\n".as_slice()].concat()).is_ok() {
+                whole += 100;
+            }
+            assert!(whole > 100, "there was room for a few");
+            assert_eq!(host.meta(Path::new(&path)).unwrap().unwrap().len, whole);
+            // Again, in vain; then there is room.
+            ledger.append(&[b'y'; 4096]).unwrap_err();
+            ledger.append(b"the last\n").unwrap();
+            assert_eq!(host.meta(Path::new(&path)).unwrap().unwrap().len, whole + 9);
+            return;
+        }
+        let (dir, _) = scene();
+        // In dash and bash alike a block is 512 or 1024 bytes: neither a multiple of 100.
+        let limited = "trap '' XFSZ; ulimit -f 1; exec \"$0\" --exact \"$1\" --nocapture";
+        let out = Command::new("sh")
+            .args(["-c", limited])
+            .arg(std::env::current_exe().unwrap())
+            .arg(name)
+            .env(INSIDE, dir.path().join("full"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && said.contains("1 passed"), "{out:?}");
     }
 }

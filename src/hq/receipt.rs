@@ -5,10 +5,10 @@
 use super::service::Service;
 use crate::{
     host::{Busy, Host},
-    journal::Journal,
+    journal::{Damaged, Journal, or_mend},
     ui::Ui,
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +19,6 @@ use std::{
 
 /// Outlives everything else of ours: removed last.
 pub const PATH: &str = "/var/lib/echoes-appliance/receipt.jsonl";
-
-/// The newest format we write. Older ones load for ever.
-const FORMAT: u32 = 1;
 
 /// Once released, a variant is never changed; `tests/receipts/` keeps one of each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -195,8 +192,19 @@ impl Receipt {
 
     /// The receipt as it stands, for those who only ask.
     pub fn read(host: &Host) -> Result<Self> {
-        fold(Journal::read(host, Path::new(PATH))?)
+        let mut receipt = Self::default();
+        let read = Journal::read_with(host, Path::new(PATH), &mut |Line { entry, .. }| receipt.note(entry));
+        or_mend(read, mend).map(|()| receipt)
     }
+}
+
+/// Each line stands for itself: without one of them the others hold.
+fn mend(damaged: &Damaged) -> String {
+    let line = damaged.line;
+    format!(
+        "keep a copy, and take that line out: cp -a {PATH} {PATH}.damaged && sed -i {line}d {PATH}\n\
+         what it noted is then nobody's: if `echoes-appliance plan` finds it in the way, the copy says what it was"
+    )
 }
 
 /// The receipt together with the right to add to it: one process at a time, any of its threads.
@@ -207,15 +215,13 @@ struct Pages {
     journal: Journal<Line>,
 }
 
-/// An entry as it stands in the file. What it says is read only when its format is one we know.
+/// An entry as it stands in the file.
 #[derive(Debug, Serialize, Deserialize)]
 struct Line {
-    /// Format.
-    v: u32,
     /// Seconds since 1970.
     at: u64,
     #[serde(flatten)]
-    entry: serde_json::Value,
+    entry: Entry,
 }
 
 /// A look of the timer's at the certificates is over in a second; but for a minute where nginx does not answer, as after a
@@ -244,8 +250,10 @@ impl Book {
 
     /// As `open`, for whom another one at work is reason enough to do nothing.
     pub fn at_once(host: &Host) -> Result<Self> {
-        let (journal, lines) = Journal::open(host, Path::new(PATH))?;
-        Ok(Self(Mutex::new(Pages { receipt: Arc::new(fold(lines)?), journal })))
+        let mut receipt = Receipt::default();
+        let open = Journal::open_with(host, Path::new(PATH), &mut |Line { entry, .. }| receipt.note(entry));
+        let journal = or_mend(open, mend)?;
+        Ok(Self(Mutex::new(Pages { receipt: Arc::new(receipt), journal })))
     }
 
     /// As it stands now; later notes are not in it.
@@ -263,7 +271,7 @@ impl Book {
             return Ok(());
         }
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        pages.journal.append(&Line { v: FORMAT, at, entry: serde_json::to_value(entry)? })?;
+        pages.journal.append(&Line { at, entry })?;
         pages.receipt = Arc::new(next);
         Ok(())
     }
@@ -274,22 +282,13 @@ impl Book {
     }
 }
 
-fn fold(lines: Vec<Line>) -> Result<Receipt> {
-    let mut receipt = Receipt::default();
-    for Line { v, entry, .. } in lines {
-        ensure!(
-            v <= FORMAT,
-            "{PATH} was written by a newer echoes-appliance (format {v}, this one reads {FORMAT})"
-        );
-        receipt.note(serde_json::from_value(entry).with_context(|| format!("reading {PATH}"))?);
-    }
-    Ok(receipt)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::System;
+    use crate::{
+        host::{Cmd, System},
+        ui::told,
+    };
 
     /// One of each entry, as the first release wrote them. Never changed: machines out there hold these.
     const V1: &str = include_str!("../../tests/receipts/v1.jsonl");
@@ -339,7 +338,56 @@ mod tests {
 
     #[test]
     fn an_older_program_says_that_it_is_the_older_one() {
-        let err = read("{\"v\":2,\"at\":0,\"did\":\"disabled\",\"unit\":\"x\"}\n").unwrap_err();
-        assert!(err.to_string().contains("newer echoes-appliance"), "{err:#}");
+        let err = read("{\"v\":9,\"at\":0,\"did\":\"disabled\",\"unit\":\"x\"}\n").unwrap_err();
+        let (said, hint) = told(&err);
+        assert!(said[0].contains("newer echoes-appliance"), "{said:?}");
+        assert!(hint.unwrap().contains("or a later one"), "{hint:?}");
+    }
+
+    /// As a crash leaves it in the middle of a character: the same for whoever asks and whoever goes on with it.
+    #[test]
+    fn a_receipt_torn_at_any_byte_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let wrote = |path: &str| Entry::Wrote { path: path.into(), hash: "1".into(), dirs: Vec::new() };
+        let book = Book::at_once(&host).unwrap();
+        book.note(wrote("/srv/größe")).unwrap();
+        book.note(wrote("/srv/学习率")).unwrap();
+        drop(book);
+        let whole = host.read(Path::new(PATH)).unwrap().unwrap();
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for cut in first..whole.len() {
+            host.write(Path::new(PATH), 0o600, &whole[..cut]).unwrap();
+            let read = Receipt::read(&host).unwrap();
+            assert_eq!(
+                read.files.keys().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+                ["/srv/größe"]
+            );
+            let book = Book::at_once(&host).unwrap();
+            assert_eq!(*book.receipt(), read, "cut at {cut}");
+            book.note(wrote("/srv/学习率")).unwrap();
+            drop(book);
+            assert_eq!(Receipt::read(&host).unwrap().files.len(), 2, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_receipt_names_its_line_and_the_way_on_which_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let text = V1.replacen("installing", "instal,ing", 1).replacen("\"wrote\"", "\"wrote", 1);
+        host.write(Path::new(PATH), 0o600, text.as_bytes()).unwrap();
+        for line in [2, 2] {
+            let errors = [Receipt::read(&host).unwrap_err(), Book::at_once(&host).err().unwrap()];
+            for error in errors {
+                let (said, hint) = told(&error);
+                assert!(said[0].starts_with(&format!("{PATH} is damaged in line {line}: ")), "{said:?}");
+                let way = format!("cp -a {PATH} {PATH}.damaged && sed -i {line}d {PATH}");
+                assert!(hint.unwrap().contains(&way), "{hint:?}");
+            }
+            let there = host.path(Path::new(PATH));
+            host.run(&Cmd::new("sed", ["-i", &format!("{line}d"), &there.display().to_string()])).unwrap();
+        }
+        assert!(Receipt::read(&host).unwrap().is_empty());
     }
 }

@@ -4,6 +4,8 @@
 //! The format: records of length, checksum, data, checksum (tensorflow/core/lib/io/record_writer.h); the data are
 //! `Event` messages (tensorflow/core/util/event.proto).
 
+use crate::hash::crc32c;
+
 /// `now` is in seconds since 1970.
 pub fn event_file(now: i64, tag: &str, value: f32) -> Vec<u8> {
     let version = [double(1, now as f64), bytes(3, b"brain.Event:2")].concat();
@@ -19,10 +21,7 @@ fn record(data: &[u8]) -> Vec<u8> {
 
 /// The checksum that TFRecord uses: CRC-32C, rotated and offset.
 fn masked(data: &[u8]) -> u32 {
-    let step = |crc: u32, byte: &u8| {
-        (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0x82F6_3B78 & (c & 1).wrapping_neg()))
-    };
-    let crc = !data.iter().fold(u32::MAX, step);
+    let crc = crc32c(data);
     crc.rotate_right(15).wrapping_add(0xA282_EAD8)
 }
 

@@ -15,7 +15,7 @@ use crate::{
     },
     host::{Cmd, Host},
     hq::disk::size_words,
-    ui::{Ui, table},
+    ui::{Ui, table, told},
 };
 use anyhow::Result;
 use serde::Serialize;
@@ -165,7 +165,7 @@ fn loose(host: &Host, ours: &[&dyn Provider]) -> Result<Answer> {
         .loose
         .iter()
         .map(ToString::to_string)
-        .chain(found.errors.iter().map(|error| format!("{error:#}")))
+        .chain(found.errors.iter().map(|error| told(error).0.join(": ")))
         .collect();
     Ok(if all.is_empty() {
         Answer::good("loose", "nothing")

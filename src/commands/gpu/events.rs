@@ -8,6 +8,7 @@ use crate::{
         spec::RunId,
         state::{Entry, Event},
     },
+    journal::FORMAT,
     ui::{Ui, table},
 };
 use anyhow::Result;
@@ -38,9 +39,15 @@ pub fn run(args: Args, ui: &Ui) -> Result<u8> {
     Ok(0)
 }
 
-/// As it stands in the journal.
+/// As it stands in the journal, but for its checksum.
 pub fn to_json(at: OffsetDateTime, event: &Event) -> Result<String> {
-    Ok(serde_json::to_string(&Entry::new(at, event)?)?)
+    #[derive(serde::Serialize)]
+    struct Line {
+        v: u64,
+        #[serde(flatten)]
+        entry: Entry,
+    }
+    Ok(serde_json::to_string(&Line { v: FORMAT, entry: Entry::new(at, event) })?)
 }
 
 /// What somebody who watches has to be told; the rest is seen from what is done next.

@@ -117,7 +117,7 @@ fn all(host: &Host, ui: &Ui) -> Result<Vec<State>> {
     for run in runs::all(host)? {
         match runs::state(host, &run) {
             Ok(state) => states.extend(state),
-            Err(error) => ui.warn(format_args!("{error:#}")),
+            Err(error) => ui.warn_of(&error),
         }
     }
     states.sort_by_key(|state| state.since);

@@ -8,7 +8,7 @@ use crate::{
         provider::{self, Provider},
         sweep,
     },
-    ui::Ui,
+    ui::{Ui, told},
 };
 use anyhow::Result;
 use std::sync::Arc;
@@ -30,10 +30,10 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let ours = provider::ours(&host, &config)?;
     let providers: Vec<&dyn Provider> = ours.iter().map(AsRef::as_ref).collect();
     let found = sweep::look(&host, &providers)?;
-    let mut failed = false;
+    let mut failed = Vec::new();
     let mut fail = |error: &anyhow::Error| {
-        ui.warn(format_args!("{error:#}"));
-        failed = true;
+        ui.warn_of(error);
+        failed.push(told(error).0.join(": "));
     };
     found.errors.iter().for_each(&mut fail);
     for one in &found.loose {
@@ -45,12 +45,15 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
             }
         }
     }
-    if found.loose.is_empty() {
+    if found.loose.is_empty() && failed.is_empty() {
         ui.say("nothing is loose");
     }
     if args.json {
         let loose: Vec<_> = found.loose.iter().map(ToString::to_string).collect();
-        ui.out(serde_json::json!({ "loose": loose, "dry_run": args.dry_run, "failed": failed }));
+        let any = !failed.is_empty();
+        ui.out(
+            serde_json::json!({ "loose": loose, "dry_run": args.dry_run, "failed": any, "errors": failed }),
+        );
     }
-    Ok(u8::from(failed))
+    Ok(u8::from(!failed.is_empty()))
 }

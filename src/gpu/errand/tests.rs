@@ -410,6 +410,24 @@ fn started_by_many_at_once_it_starts_once() {
     assert_eq!(world.begun().attempt, 1);
 }
 
+#[test]
+fn what_is_damaged_in_the_memory_of_what_came_home_is_learnt_again() {
+    let world = World::new("echo one > \"$ECHOES_OUT/one\"; echo told");
+    world.prepared_and_started();
+    assert_eq!(world.ended(), Exit::Code(0));
+    assert!(world.fetched());
+    let memory = world.at("memory/r1/home.jsonl");
+    let whole = fs::read_to_string(&memory).unwrap();
+    let damaged = whole.replacen("\"v\"", "\"w\"", 1);
+    fs::write(&memory, &damaged).unwrap();
+    fs::remove_file(world.at("results/r1/out/one")).unwrap();
+    assert!(world.fetched());
+    assert_eq!((world.here("out/one").as_str(), world.here("log.txt").as_str()), ("one\n", "told\n"));
+    assert_eq!(fs::read_to_string(world.at("memory/r1/home.jsonl.damaged")).unwrap(), damaged);
+    let said = world.said.lock().unwrap().join("\n");
+    assert!(said.contains("home.jsonl is damaged in line 1: its checksum is wrong"), "{said}");
+}
+
 /// Hears no polite request, and leaves something behind in a session of its own.
 const STUBBORN: &str = r#"
 trap '' TERM
