@@ -3,15 +3,17 @@
 
 use super::{
     errand::{Errand, Given},
+    final_status,
     home::Quota,
     job::{Job, Stand},
     loan::{self, Desk},
     provenance,
     provider::{self, Machine},
-    runner::{Clock, Runner},
+    runner::{Clock, Loan, Runner},
     runs,
     spec::{RunId, Source, Spec},
-    telling::Telling,
+    state::{Phase, State},
+    telling::{News, Telling},
 };
 use crate::{
     config::{Config, Signer},
@@ -19,12 +21,14 @@ use crate::{
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
-    web::hold,
 };
 use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Sender, channel},
+    },
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -75,7 +79,7 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
         ui.say(format_args!("{run} is driven by somebody else, or is not there"));
         return Ok(());
     };
-    let mut held = held?;
+    let held = held?;
     let last = Mutex::new(String::new());
     let say = |words: &str| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,14 +90,67 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
             let _ = runs::say(host, run, words);
         }
     };
-    let spec = &held.state.spec;
+    let spec = held.state.spec.clone();
+    let telling = telling(host, config, &spec)?;
+    if held.state.phase == Phase::Done {
+        // It was over before MLflow could be told. What fails is put off, and no reason to be started again at once.
+        if let Err(error) = telling.tell_end(&held.state) {
+            ui.say(format_args!("MLflow is not told yet how it ended: {error:#}"));
+        }
+        return runs::hush(host, run);
+    }
     let provider = provider::of(&spec.source, host, config)?;
-    let job = Errands::new(host, config, spec, &say)?;
-    let desk = Desk { host, config };
-    let runner =
-        Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &Wall, say: &say };
-    runner.drive(&mut held)?;
-    runs::hush(host, run)
+    std::thread::scope(|scope| {
+        let (tell, news) = channel();
+        let is_told = telling.base.is_some();
+        scope.spawn(move || telling.tell_all(&news, &|words| ui.say(words)));
+        // At the end of this, all who have news are gone, and the run is let go: only then is the telling waited for.
+        let mut held = held;
+        let job = Errands::new(host, config, &spec, &say, tell.clone())?;
+        let desk = Lender { desk: Desk { host, config }, news: is_told.then_some(tell), say: &say };
+        let runner =
+            Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &Wall, say: &say };
+        runner.drive(&mut held)?;
+        runs::hush(host, run)
+    })
+}
+
+/// What MLflow is told of a run, which is told from here, wherever its script is.
+fn telling<'a>(host: &'a Host, config: &Config, spec: &Spec) -> Result<Telling<'a>> {
+    let measured = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
+    let base = loan::mlflow(host, config, &Source::Local)?;
+    let (run, results) = (spec.run.clone(), runs::all_results(config));
+    Ok(Telling { host, base, measured, run, results, told: 0, pulse: String::new() })
+}
+
+/// The desk, and somebody who tells MLflow how the run ended while what it was lent is taken back.
+struct Lender<'a> {
+    desk: Desk<'a>,
+    /// None: there is no MLflow.
+    news: Option<Sender<News>>,
+    say: &'a dyn Fn(&str),
+}
+
+impl Loan for Lender<'_> {
+    fn lend(&self, state: &State) -> Result<()> {
+        self.desk.lend(state)
+    }
+
+    fn delivered(&self, state: &State) -> Result<()> {
+        self.desk.delivered(state)
+    }
+
+    fn take_back(&self, state: &State) -> Result<()> {
+        // What is not known yet is told by the last of its machines.
+        if let Some(news) = self.news.as_ref().filter(|_| state.outcome.is_some()) {
+            match final_status::note(self.desk.host, state, Wall.now()) {
+                // Nobody hears it once all has been told.
+                Ok(()) => drop(news.send(News::Ended(Box::new(state.clone())))),
+                Err(error) => (self.say)(&format!("MLflow is not told how it ended: {error:#}")),
+            }
+        }
+        self.desk.take_back(state)
+    }
 }
 
 /// The errands of one run. What it is lent is there only once it was lent, and is read for as long as it takes to
@@ -103,7 +160,7 @@ struct Errands<'a> {
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
-    telling: Mutex<Telling<'a>>,
+    news: Sender<News>,
 }
 
 impl<'a> Errands<'a> {
@@ -112,14 +169,10 @@ impl<'a> Errands<'a> {
         config: &'a Config,
         spec: &Spec,
         say: &'a (dyn Fn(&str) + Sync),
+        news: Sender<News>,
     ) -> Result<Self> {
         let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
-        let itself = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
-        // We are here, wherever the script is.
-        let base = loan::mlflow(host, config, &Source::Local)?.filter(|_| !itself);
-        let (run, results) = (spec.run.clone(), runs::all_results(config));
-        let telling = Mutex::new(Telling { host, base, run, results, told: 0, pulse: String::new() });
-        Ok(Self { host, config, say, errand, telling })
+        Ok(Self { host, config, say, errand, news })
     }
 }
 
@@ -149,13 +202,8 @@ impl Job for Errands<'_> {
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
         let fetched = self.errand.fetch(spec, machine);
-        // Numbers to look at hold nothing up.
-        let mut telling = hold(&self.telling);
-        match telling.tell() {
-            // For who watches now: nobody reads later how it was every few seconds.
-            Ok(()) => drop(runs::put_pulse(self.host, &spec.run, &telling.pulse)),
-            Err(error) => (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}")),
-        }
+        // Nobody hears it where telling came to a sudden end.
+        let _ = self.news.send(News::Samples);
         fetched
     }
 }
