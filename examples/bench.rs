@@ -1,6 +1,7 @@
 //! `make bench`: install, nothing to do and one changed file, beside the same work by Ansible and by pyinfra; what the
-//! password check costs; certificates of an authority, beside certbot and lego; and getting an experiment to a machine,
-//! beside rsync, scp, tar and az. Ratios of medians, taken in turns. It judges nothing: times on a shared host are no test.
+//! password check costs; certificates of an authority, beside certbot and lego; and getting an experiment to a machine and
+//! its results home, beside rsync, scp, tar and az. Ratios of medians, taken in turns. It judges nothing: times on a shared
+//! host are no test.
 
 // A tool of ours, not part of the appliance.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, clippy::disallowed_types)]
@@ -11,6 +12,8 @@ mod far;
 mod first;
 #[path = "bench/gpu.rs"]
 mod gpu;
+#[path = "bench/home.rs"]
+mod home;
 #[path = "bench/sending.rs"]
 mod sending;
 
@@ -27,7 +30,7 @@ const RELEASE: Release = Release::Trixie;
 const PYTHON: &str = "3.13";
 const TOP: &str = env!("CARGO_MANIFEST_DIR");
 const USAGE: &str = "usage: bench [--rounds N] [--cold N] [--only PART,…] [--program PATH] [--json]
-PART: nothing, file, password, certificates, cold (an installation); code, data, first-line, cli (an experiment)
+PART: nothing, file, password, certificates, cold (an installation); code, data, first-line, cli, home, meanwhile, enter (an experiment)
 PATH: the program whose experiments are timed, in place of the package's";
 
 const INSTALLING: [&str; 5] = ["nothing", "file", "password", "certificates", "cold"];

@@ -21,7 +21,7 @@ use std::{
 };
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-pub const PARTS: [&str; 4] = ["code", "data", "first-line", "cli"];
+pub const PARTS: [&str; 7] = ["code", "data", "first-line", "cli", "home", "meanwhile", "enter"];
 
 /// Microsoft's own, as pip has it.
 const AZURE_CLI: &str = "2.91.0";
@@ -65,6 +65,15 @@ pub fn table(
     if wanted("first-line") {
         table.extend(bench.first_line(rounds.min(3))?);
     }
+    if wanted("home") {
+        table.extend(bench.home(rounds)?);
+    }
+    if wanted("meanwhile") {
+        table.extend(bench.meanwhile(rounds.min(3))?);
+    }
+    if wanted("enter") {
+        table.extend(bench.enter(rounds)?);
+    }
     if wanted("cli") {
         table.extend(bench.cli(rounds)?);
     }
@@ -80,12 +89,13 @@ fn unpacked() -> Result<PathBuf> {
 
 pub struct Bench {
     pub far: Far,
-    program: PathBuf,
+    pub program: PathBuf,
     runs: std::cell::Cell<usize>,
 }
 
 /// One run of ours.
 pub struct Ours {
+    pub name: String,
     pub at: HashMap<String, OffsetDateTime>,
     pub said: String,
 }
@@ -110,20 +120,10 @@ impl Ours {
 impl Bench {
     /// A `gpu-run` from its beginning to its end, without a connection that is left from before.
     pub fn ours(&self, link: Link, project: &Path, more: &[&str]) -> Result<Ours> {
-        let name = format!("bench-{}", self.runs.replace(self.runs.get() + 1));
+        let name = self.name();
         let machine = format!("ssh://root@{}", self.far.address(link));
-        let setting = |name: &str, value: &Path| format!("{name}={}", value.display());
         settled()?;
-        let out = self
-            .far
-            .near(&self.program)
-            .args(["--set", &setting("data.path", &self.far.at("data"))])
-            .args(["--set", &setting("gpu.known_hosts", &self.far.at("known"))])
-            .args(["--set", &setting("gpu.ssh_key", &self.far.at("user"))])
-            .args(["gpu-run", "--provider", &machine, "--name", &name])
-            .arg(project.join("train.py"))
-            .args(more)
-            .output()?;
+        let out = self.gpu_run(&machine, project, &name).args(more).output()?;
         let said = String::from_utf8_lossy(&out.stdout).into_owned();
         let complaint = String::from_utf8_lossy(&out.stderr);
         ensure!(out.status.success(), "gpu-run ended in {}:\n{said}\n{complaint}", out.status);
@@ -135,10 +135,37 @@ impl Bench {
             let word = |name: &str| entry[name].as_str().with_context(|| format!("no {name}: {line}"));
             at.insert(word("event")?.to_owned(), OffsetDateTime::parse(word("at")?, &Rfc3339)?);
         }
-        Ok(Ours { at, said })
+        Ok(Ours { name, at, said })
     }
 
-    fn hang_up(&self) -> Result<()> {
+    /// No two are called the same.
+    pub fn name(&self) -> String {
+        format!("bench-{}", self.runs.replace(self.runs.get() + 1))
+    }
+
+    /// The settings of this headquarters.
+    pub fn setting_words(&self) -> Vec<String> {
+        let settings = [("data.path", "data"), ("gpu.known_hosts", "known"), ("gpu.ssh_key", "user")];
+        let word = |(name, at): (&str, &str)| format!("{name}={}", self.far.at(at).display());
+        settings.into_iter().flat_map(|one| ["--set".to_owned(), word(one)]).collect()
+    }
+
+    /// A run of this project's script, to be started.
+    pub fn gpu_run(&self, machine: &str, project: &Path, name: &str) -> Command {
+        let mut command = self.far.near(&self.program);
+        command
+            .args(self.setting_words())
+            .args(["gpu-run", "--provider", machine, "--name", name])
+            .arg(project.join("train.py"));
+        command
+    }
+
+    /// Where what it made is, once it is home.
+    pub fn results(&self, name: &str) -> PathBuf {
+        self.far.at("data/azure_results").join(name)
+    }
+
+    pub fn hang_up(&self) -> Result<()> {
         let script = "for socket in /run/echoes-appliance/ssh/*; do \
                       ssh -o ControlPath=\"$socket\" -O exit x 2> /dev/null; done; true";
         ensure!(self.far.near(Path::new("sh")).args(["-c", script]).status()?.success());

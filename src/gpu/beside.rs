@@ -11,18 +11,18 @@ use std::{
 
 /// Wakes whoever waits.
 #[derive(Default)]
-pub struct News {
+pub struct Wake {
     fresh: Mutex<bool>,
     told: Condvar,
 }
 
-impl News {
+impl Wake {
     pub fn tell(&self) {
         *hold(&self.fresh) = true;
         self.told.notify_all();
     }
 
-    /// So long, or until there is some. Whether there was.
+    /// So long, or until there is news. Whether there was.
     pub fn wait(&self, long: Duration) -> bool {
         let fresh = hold(&self.fresh);
         let waited = self.told.wait_timeout_while(fresh, long, |fresh| !*fresh);
@@ -34,7 +34,7 @@ impl News {
 /// One thing at a time of one kind.
 pub struct Beside<'scope, 'env, K, T> {
     scope: &'scope Scope<'scope, 'env>,
-    news: &'scope News,
+    wake: &'scope Wake,
     slot: Arc<Mutex<Slot<K, T>>>,
 }
 
@@ -50,8 +50,8 @@ where
     K: PartialEq + Send + 'scope,
     T: Send + 'scope,
 {
-    pub fn new(scope: &'scope Scope<'scope, 'env>, news: &'scope News) -> Self {
-        Self { scope, news, slot: Arc::new(Mutex::new(Slot::Idle)) }
+    pub fn new(scope: &'scope Scope<'scope, 'env>, wake: &'scope Wake) -> Self {
+        Self { scope, wake, slot: Arc::new(Mutex::new(Slot::Idle)) }
     }
 
     /// What came of it, once; it is begun where nothing goes on. What came of something else than `about` is not told.
@@ -65,12 +65,12 @@ where
             }
             Slot::Idle | Slot::Done(..) => {}
         }
-        let (shared, news) = (Arc::clone(&self.slot), self.news);
+        let (shared, wake) = (Arc::clone(&self.slot), self.wake);
         *slot = Slot::Busy;
         let begun = std::thread::Builder::new().spawn_scoped(self.scope, move || {
             let done = work();
             *hold(&shared) = Slot::Done(about, done);
-            news.tell();
+            wake.tell();
         });
         if let Err(error) = begun {
             *slot = Slot::Idle;
@@ -87,9 +87,9 @@ mod tests {
 
     #[test]
     fn work_is_begun_once_and_told_of_once_and_only_to_who_asked_for_it() {
-        let news = News::default();
+        let wake = Wake::default();
         std::thread::scope(|scope| {
-            let beside = Beside::new(scope, &news);
+            let beside = Beside::new(scope, &wake);
             let (go, wait) = channel::<()>();
             let work = move || {
                 wait.recv().unwrap();
@@ -98,14 +98,14 @@ mod tests {
             assert_eq!(beside.ask("a", work).unwrap(), None);
             assert_eq!(beside.ask("a", || 8).unwrap(), None, "the first goes on");
             go.send(()).unwrap();
-            assert!(news.wait(Duration::from_secs(60)));
+            assert!(wake.wait(Duration::from_secs(60)));
             assert_eq!(beside.ask("a", || 9).unwrap(), Some(7));
             assert_eq!(beside.ask("a", || 10).unwrap(), None);
-            assert!(news.wait(Duration::from_secs(60)));
+            assert!(wake.wait(Duration::from_secs(60)));
             assert_eq!(beside.ask("b", || 11).unwrap(), None, "what came of another is nobody's");
-            assert!(news.wait(Duration::from_secs(60)));
+            assert!(wake.wait(Duration::from_secs(60)));
             assert_eq!(beside.ask("b", || 12).unwrap(), Some(11));
         });
-        assert!(!news.wait(Duration::ZERO));
+        assert!(!wake.wait(Duration::ZERO));
     }
 }

@@ -2,18 +2,20 @@
 //! installed, so that it is started again when it dies; else a process of its own, which the next sweep replaces.
 
 use super::{
-    beside::{Beside, News},
+    beside::{Beside, Wake},
     errand::{Errand, FOLLOWED, Given},
+    final_status,
     home::{Fetched, Quota},
     job::{Job, Stand},
     left::Left,
     loan::{self, Desk},
     provenance,
     provider::{self, Machine},
-    runner::{Clock, Runner},
+    runner::{Clock, Loan, Runner},
     runs,
     spec::{RunId, Source, Spec},
-    telling::Telling,
+    state::{Phase, State},
+    telling::{News, Telling},
 };
 use crate::{
     config::{Config, Signer},
@@ -21,12 +23,14 @@ use crate::{
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
-    web::hold,
 };
 use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Sender, channel},
+    },
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
@@ -77,7 +81,7 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
         ui.say(format_args!("{run} is driven by somebody else, or is not there"));
         return Ok(());
     };
-    let mut held = held?;
+    let held = held?;
     let last = Mutex::new(String::new());
     let say = |words: &str| {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,26 +92,79 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
             let _ = runs::say(host, run, words);
         }
     };
-    let spec = &held.state.spec;
+    let spec = held.state.spec.clone();
+    let telling = telling(host, config, &spec)?;
+    if held.state.phase == Phase::Done {
+        // It was over before MLflow could be told. What fails is put off, and no reason to be started again at once.
+        if let Err(error) = telling.tell_end(&held.state) {
+            ui.say(format_args!("MLflow is not told yet how it ended: {error:#}"));
+        }
+        return runs::hush(host, run);
+    }
     let provider = provider::of(&spec.source, host, config)?;
-    let remote = Remote::new(host, config, spec, &say)?;
-    let desk = Desk { host, config };
-    let news = News::default();
-    let clock = Wall { host, run, news: &news };
     std::thread::scope(|scope| {
-        let job = Driven {
-            remote: &remote,
-            following: Beside::new(scope, &news),
-            fetching: Beside::new(scope, &news),
-        };
-        let runner =
-            Runner { host, provider: provider.as_ref(), job: &job, loan: &desk, clock: &clock, say: &say };
-        let driven = runner.drive(&mut held);
-        // Whoever is still spoken with is not waited for.
-        remote.errand.close();
-        driven
-    })?;
-    runs::hush(host, run)
+        let (tell, news) = channel();
+        let is_told = telling.base.is_some();
+        scope.spawn(move || telling.tell_all(&news, &|words| ui.say(words)));
+        // At the end of this, all who have news are gone, and the run is let go: only then is the telling waited for.
+        let mut held = held;
+        let remote = Remote::new(host, config, &spec, &say, tell.clone())?;
+        let desk = Lender { desk: Desk { host, config }, news: is_told.then_some(tell), say: &say };
+        let wake = Wake::default();
+        let clock = Wall { host, run, wake: &wake };
+        std::thread::scope(|scope| {
+            let job = Driven {
+                remote: &remote,
+                following: Beside::new(scope, &wake),
+                fetching: Beside::new(scope, &wake),
+            };
+            let provider = provider.as_ref();
+            let runner = Runner { host, provider, job: &job, loan: &desk, clock: &clock, say: &say };
+            let driven = runner.drive(&mut held);
+            // Whoever is still spoken with is not waited for.
+            remote.errand.close();
+            driven
+        })?;
+        runs::hush(host, run)
+    })
+}
+
+/// What MLflow is told of a run, which is told from here, wherever its script is.
+fn telling<'a>(host: &'a Host, config: &Config, spec: &Spec) -> Result<Telling<'a>> {
+    let measured = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
+    let base = loan::mlflow(host, config, &Source::Local)?;
+    let (run, results) = (spec.run.clone(), runs::all_results(config));
+    Ok(Telling { host, base, measured, run, results, told: 0, pulse: String::new() })
+}
+
+/// The desk, and somebody who tells MLflow how the run ended while what it was lent is taken back.
+struct Lender<'a> {
+    desk: Desk<'a>,
+    /// None: there is no MLflow.
+    news: Option<Sender<News>>,
+    say: &'a dyn Fn(&str),
+}
+
+impl Loan for Lender<'_> {
+    fn lend(&self, state: &State) -> Result<()> {
+        self.desk.lend(state)
+    }
+
+    fn delivered(&self, state: &State) -> Result<()> {
+        self.desk.delivered(state)
+    }
+
+    fn take_back(&self, state: &State) -> Result<()> {
+        // What is not known yet is told by the last of its machines.
+        if let Some(news) = self.news.as_ref().filter(|_| state.outcome.is_some()) {
+            match final_status::note(self.desk.host, state, OffsetDateTime::now_utc()) {
+                // Nobody hears it once all has been told.
+                Ok(()) => drop(news.send(News::Ended(Box::new(state.clone())))),
+                Err(error) => (self.say)(&format!("MLflow is not told how it ended: {error:#}")),
+            }
+        }
+        self.desk.take_back(state)
+    }
 }
 
 /// A run's dealings with its machine. What it is lent is there only once it was lent, and is read for as long as it takes to
@@ -117,7 +174,7 @@ struct Remote<'a> {
     config: &'a Config,
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
-    telling: Mutex<Telling<'a>>,
+    news: Sender<News>,
 }
 
 impl<'a> Remote<'a> {
@@ -126,14 +183,10 @@ impl<'a> Remote<'a> {
         config: &'a Config,
         spec: &Spec,
         say: &'a (dyn Fn(&str) + Sync),
+        news: Sender<News>,
     ) -> Result<Self> {
         let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
-        let itself = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
-        // We are here, wherever the script is.
-        let base = loan::mlflow(host, config, &Source::Local)?.filter(|_| !itself);
-        let (run, results) = (spec.run.clone(), runs::all_results(config));
-        let telling = Mutex::new(Telling { host, base, run, results, told: 0, pulse: String::new() });
-        Ok(Self { host, config, say, errand, telling })
+        Ok(Self { host, config, say, errand, news })
     }
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
@@ -141,13 +194,8 @@ impl<'a> Remote<'a> {
         if let Ok(Fetched::Home(left) | Fetched::Coming { left, .. }) = &fetched {
             self.show_left(spec, left);
         }
-        // Numbers to look at hold nothing up.
-        let mut telling = hold(&self.telling);
-        match telling.tell() {
-            // For who watches now: nobody reads later how it was every few seconds.
-            Ok(()) => drop(runs::put_pulse(self.host, &spec.run, &telling.pulse)),
-            Err(error) => (self.say)(&format!("MLflow is not told how busy the machine is: {error:#}")),
-        }
+        // Nobody hears it where telling came to a sudden end.
+        let _ = self.news.send(News::Samples);
         fetched
     }
 
@@ -258,7 +306,7 @@ fn over(host: &Arc<Host>, run: &RunId) -> Over {
 struct Wall<'a> {
     host: &'a Host,
     run: &'a RunId,
-    news: &'a News,
+    wake: &'a Wake,
 }
 
 impl Clock for Wall<'_> {
@@ -273,7 +321,7 @@ impl Clock for Wall<'_> {
         let (until, before) = (Instant::now() + long, is_asked());
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.news.wait(left.min(BETWEEN)) || !before && is_asked() {
+            if left.is_zero() || self.wake.wait(left.min(BETWEEN)) || !before && is_asked() {
                 return;
             }
         }

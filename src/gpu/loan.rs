@@ -33,6 +33,15 @@ pub const TAG_RUN: &str = "echoes.run";
 const USER: &str = "MLFLOW_TRACKING_USERNAME";
 const PASSWORD: &str = "MLFLOW_TRACKING_PASSWORD";
 
+/// How often MLflow's client asks again before a script dies of it. It waits 4, 8, 16, 32, 64 and then 120 s each time
+/// (`urllib3.util.Retry`, whose longest wait nothing changes): an hour and two minutes. Its own default is 7 times: four
+/// minutes.
+const RETRIES: (&str, u32) = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", 36);
+
+/// Since 2.12, the version that gave it this name, the client refuses to begin with more than 10 unless this allows it;
+/// up to 3.9, also with exactly as many. So large that a person's own number is allowed as well.
+const RETRIES_ALLOWED: (&str, u32) = ("_MLFLOW_HTTP_REQUEST_MAX_RETRIES_LIMIT", 1000);
+
 /// Names and values, for the script's environment.
 pub type Secrets = BTreeMap<String, String>;
 
@@ -72,20 +81,28 @@ pub fn mlflow(host: &Host, config: &Config, source: &Source) -> Result<Option<St
     })
 }
 
-/// For the script's environment: where MLflow is.
+/// For the script's environment: where MLflow is, and that an outage of it is waited for. What a person sets comes after
+/// these, and wins.
 pub fn environment(host: &Host, config: &Config, spec: &Spec) -> Result<Vec<(String, String)>> {
-    let url = mlflow(host, config, &spec.source)?;
-    Ok(url.map(|url| ("MLFLOW_TRACKING_URI".into(), url)).into_iter().collect())
+    let Some(url) = mlflow(host, config, &spec.source)? else { return Ok(Vec::new()) };
+    let retries = [RETRIES, RETRIES_ALLOWED].map(|(name, n)| (name.to_owned(), n.to_string()));
+    Ok([("MLFLOW_TRACKING_URI".to_owned(), url)].into_iter().chain(retries).collect())
 }
 
-/// What every MLflow run that the script begins is tagged with; nothing where there is no MLflow.
+/// What every MLflow run that the script begins is tagged with; nothing where there is no MLflow. Two of these its client
+/// would set itself, to what is gone when the run is: a path on the machine, and the user that the run was lent.
 pub fn tags(host: &Host, config: &Config, spec: &Spec) -> Result<Tags> {
-    Ok(match mlflow(host, config, &spec.source)? {
-        Some(_) => {
-            [(TAG_RUN.into(), spec.run.to_string()), ("echoes.owner".into(), spec.owner.clone())].into()
-        }
-        None => Tags::new(),
-    })
+    if mlflow(host, config, &spec.source)?.is_none() {
+        return Ok(Tags::new());
+    }
+    let script = spec.script.to_string_lossy().into_owned();
+    let tags = [
+        (TAG_RUN, spec.run.to_string()),
+        ("echoes.owner", spec.owner.clone()),
+        ("mlflow.source.name", script),
+        ("mlflow.user", spec.owner.clone()),
+    ];
+    Ok(tags.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 pub struct Desk<'a> {
@@ -246,14 +263,33 @@ mod tests {
         Desk { host: &host, config: &config }.lend(&state(Source::Local, &[])).unwrap();
         assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
         let environment = environment(&host, &config, &Spec::example("r1")).unwrap();
-        let expected = [("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")];
+        let expected = [
+            ("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000"),
+            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "36"),
+            ("_MLFLOW_HTTP_REQUEST_MAX_RETRIES_LIMIT", "1000"),
+        ];
         assert_eq!(environment, expected.map(|(name, value)| (name.into(), value.into())));
         let tagged = tags(&host, &config, &Spec::example("r1")).unwrap();
-        assert_eq!(
-            tagged,
-            [(TAG_RUN, "r1"), ("echoes.owner", "ana")].map(|(n, v)| (n.into(), v.into())).into()
-        );
+        let expected = [
+            (TAG_RUN, "r1"),
+            ("echoes.owner", "ana"),
+            ("mlflow.source.name", "train.py"),
+            ("mlflow.user", "ana"),
+        ];
+        assert_eq!(tagged, expected.map(|(n, v)| (n.into(), v.into())).into());
         assert_eq!(mlflow(&host, &config, &elsewhere()).unwrap().unwrap(), "https://mlflow.localhost");
+    }
+
+    #[test]
+    fn an_hour_without_mlflow_ends_no_training() {
+        // The first try follows at once, and no wait is longer than two minutes.
+        let waits = (1..RETRIES.1).map(|n| (2 << n.min(10)).min(120));
+        assert!(waits.sum::<u32>() > 3600);
+        assert!(RETRIES.1 < RETRIES_ALLOWED.1, "as many as are allowed are refused by some versions");
+        let (_dir, host) = headquarters();
+        host.remove(Path::new(receipt::PATH)).unwrap();
+        let none = environment(&host, &Config::default(), &Spec::example("r1")).unwrap();
+        assert_eq!(none, [], "without MLflow nothing is said of it");
     }
 
     #[test]

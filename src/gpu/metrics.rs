@@ -1,7 +1,7 @@
 //! The machine's load as MLflow's own system metrics: under the names that its client uses (`mlflow.system_metrics`),
 //! so that they are shown where people look for them. Pure: what to say, not how to say it.
 
-use super::agent::samples::Sample;
+use super::{agent::samples::Sample, tracking::plain};
 use serde_json::{Value, json};
 
 /// MLflow takes no more in one request: `POST /api/2.0/mlflow/runs/log-batch`.
@@ -28,7 +28,7 @@ pub fn logged(answer: &Value) -> Vec<Logged> {
     let runs = answer["runs"].as_array().into_iter().flatten();
     let read = |run: &Value| {
         let info = &run["info"];
-        let id = info["run_id"].as_str()?.into();
+        let id = info["run_id"].as_str().filter(|id| plain(id))?.into();
         Some(Logged {
             id,
             began: info["start_time"].as_u64()?,
@@ -135,6 +135,7 @@ mod tests {
             { "info": { "run_id": "a", "start_time": 5, "end_time": 9 } },
             { "info": { "run_id": "b", "start_time": 5, "status": "RUNNING" } },
             { "info": { "run_id": "c" } },
+            { "info": { "run_id": "../c", "start_time": 5 } },
         ] });
         let run = |id: &str, ended| Logged { id: id.into(), began: 5, ended };
         assert_eq!(logged(&answer), [run("a", Some(9)), run("b", None)]);

@@ -14,7 +14,10 @@ use std::{collections::BTreeMap, path::Path};
 pub type Tags = BTreeMap<String, String>;
 
 /// MLflow takes them from here for every run that is begun, without a word in the script (`SystemEnvironmentContext`).
-const CONTEXT: &str = "MLFLOW_RUN_CONTEXT";
+pub const CONTEXT: &str = "MLFLOW_RUN_CONTEXT";
+
+/// Which try of the script on its machine began an MLflow run; left out for the first.
+pub const TAG_ATTEMPT: &str = "echoes.attempt";
 
 /// What an environment is made from: see `agent::environment`.
 const RECIPES: [&str; 5] =
@@ -23,6 +26,17 @@ const RECIPES: [&str; 5] =
 /// For the script's environment; nothing where there is no MLflow to tell.
 pub fn variable(tags: &Tags) -> Option<(String, String)> {
     (!tags.is_empty()).then(|| (CONTEXT.into(), json!(tags).to_string()))
+}
+
+/// The variable's value for a later try of the script. What is not ours stays as it is.
+pub fn of_attempt(value: &str, attempt: u32) -> String {
+    match serde_json::from_str::<Tags>(value) {
+        Ok(mut tags) => {
+            tags.insert(TAG_ATTEMPT.into(), attempt.to_string());
+            json!(tags).to_string()
+        }
+        Err(_) => value.into(),
+    }
 }
 
 /// What git knows. A checkout's own settings may have git start programs, so it is its person who asks, and git itself
@@ -137,5 +151,7 @@ mod tests {
         assert_eq!(variable(&Tags::new()), None);
         let said = variable(&[("echoes.run".to_owned(), "r1".to_owned())].into()).unwrap();
         assert_eq!(said, ("MLFLOW_RUN_CONTEXT".into(), r#"{"echoes.run":"r1"}"#.into()));
+        assert_eq!(of_attempt(&said.1, 2), r#"{"echoes.attempt":"2","echoes.run":"r1"}"#);
+        assert_eq!(of_attempt("theirs", 2), "theirs");
     }
 }

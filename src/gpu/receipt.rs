@@ -2,6 +2,7 @@
 //! the results are. And the exit status that says the same to a script. Pure.
 
 use super::{
+    final_status::{InMlflow, Told},
     job::Exit,
     left::Left,
     provider::Class,
@@ -49,6 +50,8 @@ pub struct Receipt {
     is_paid: bool,
     /// What became of bringing that home, where somebody has tried.
     pub pulled: Option<Pulled>,
+    /// Where its runs are in MLflow; none where there was no MLflow, or the run goes on.
+    pub mlflow: Option<InMlflow>,
 }
 
 impl Receipt {
@@ -71,7 +74,12 @@ impl Receipt {
             kept: state.kept.clone(),
             is_paid: state.spec.source == Source::Azure,
             pulled: state.pulled.clone(),
+            mlflow: None,
         }
+    }
+
+    pub fn with_mlflow(self, mlflow: Option<InMlflow>) -> Self {
+        Self { mlflow, ..self }
     }
 
     /// For people.
@@ -98,6 +106,7 @@ impl Receipt {
             (None, Some(why)) => format!("results: {home}, not all of them: {why}"),
             (Some(left), _) => format!("results: {home}, not all of them\nleft: {}", left.words()),
         });
+        lines.extend(self.mlflow.iter().flat_map(in_mlflow));
         lines.extend(self.pulled.as_ref().map(|pulled| match pulled {
             Pulled::Not => "pulled: what was kept is on its way home".into(),
             Pulled::Home => "pulled: what was kept is home".into(),
@@ -119,6 +128,24 @@ impl Receipt {
         }));
         lines.join("\n")
     }
+}
+
+/// Of hundreds, a person looks at the first, and finds the rest beside it.
+fn in_mlflow(mlflow: &InMlflow) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let links = mlflow.links.iter().take(SHOWN).map(|link| format!("MLflow: {link}"));
+    let rest = mlflow.runs.saturating_sub(mlflow.links.len().min(SHOWN));
+    let rest = (rest > 0).then(|| format!("MLflow: {rest} more of its runs, beside or within these"));
+    let told = match mlflow.told {
+        Told::Done => None,
+        Told::Due => {
+            Some("MLflow: it is not told yet how the run ended; the sweep goes on with that".to_owned())
+        }
+        Told::GivenUp => {
+            Some("MLflow: it was never told how the run ended, and may show it as running".to_owned())
+        }
+    };
+    links.chain(rest).chain(told).collect()
 }
 
 fn row(rental: &Rental, source: &str) -> Vec<String> {
@@ -202,6 +229,22 @@ pub fn dollars(millionths: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_runs_in_mlflow_are_on_it_and_whether_mlflow_knows_how_they_ended() {
+        let told = |told, runs, links: &[&str]| {
+            let links = links.iter().map(|link| (*link).to_owned()).collect();
+            in_mlflow(&InMlflow { told, runs, links }).join("\n")
+        };
+        assert_eq!(told(Told::Done, 0, &[]), "");
+        assert_eq!(told(Told::Done, 1, &["https://a"]), "MLflow: https://a");
+        let many = told(Told::Done, 9, &["https://a", "https://b", "https://c", "https://d"]);
+        let expected = "MLflow: https://a\nMLflow: https://b\nMLflow: https://c\n\
+                        MLflow: 6 more of its runs, beside or within these";
+        assert_eq!(many, expected);
+        assert!(told(Told::Due, 0, &[]).contains("not told yet"));
+        assert!(told(Told::GivenUp, 0, &[]).contains("never told"));
+    }
 
     #[test]
     fn money_is_written_as_people_write_it() {

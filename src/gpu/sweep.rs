@@ -2,6 +2,7 @@
 //! every boot. It starts drivers and is one for none, so that one long run keeps nobody waiting.
 
 use super::{
+    final_status,
     provider::Provider,
     runs,
     spec::RunId,
@@ -10,6 +11,7 @@ use super::{
 use crate::host::Host;
 use anyhow::{Error, Result, ensure};
 use std::fmt;
+use time::OffsetDateTime;
 
 /// What nobody looks after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub enum Loose {
     Stray(RunId, String),
     /// Something of ours that names no run: for a person to look at.
     Nameless(String),
+    /// A run that is over, and MLflow, which was down, shows some of it as running.
+    Untold(RunId),
 }
 
 impl fmt::Display for Loose {
@@ -30,6 +34,7 @@ impl fmt::Display for Loose {
             Self::Nameless(id) => {
                 write!(f, "{id} is ours and names no run: look at it, and remove it by hand")
             }
+            Self::Untold(run) => write!(f, "{run}: over, and MLflow is not told yet how it ended"),
         }
     }
 }
@@ -58,7 +63,15 @@ pub fn look(host: &Host, providers: &[&dyn Provider]) -> Result<Found> {
             Ok(Some(held)) if held.state.phase != Phase::Done => {
                 found.loose.push(Loose::Run(run, held.state.phase));
             }
-            Ok(_) => {}
+            // Whoever is started for that holds it meanwhile.
+            Ok(Some(_)) => match final_status::read(host, &run) {
+                Ok(Some(status)) if status.is_due(OffsetDateTime::now_utc()) => {
+                    found.loose.push(Loose::Untold(run));
+                }
+                Ok(_) => {}
+                Err(error) => found.errors.push(error),
+            },
+            Ok(None) => {}
             Err(error) => found.errors.push(error),
         }
     }
@@ -82,7 +95,7 @@ fn is_over(state: Option<&State>) -> bool {
 /// Do something about one of them.
 pub fn sweep(one: &Loose, providers: &[&dyn Provider], start: &dyn Fn(&RunId) -> Result<()>) -> Result<()> {
     match one {
-        Loose::Run(run, _) => start(run),
+        Loose::Run(run, _) | Loose::Untold(run) => start(run),
         Loose::Stray(run, _) => {
             let left: Vec<Vec<String>> =
                 providers.iter().map(|provider| provider.give_back(run)).collect::<Result<_>>()?;
@@ -106,7 +119,6 @@ mod tests {
         host::System,
     };
     use std::{cell::RefCell, path::Path};
-    use time::OffsetDateTime;
 
     #[test]
     fn what_nobody_holds_is_taken_up_and_what_is_over_is_given_back() {
@@ -153,6 +165,39 @@ mod tests {
         }
         assert_eq!(started.into_inner(), [run("dead")]);
         assert_eq!(host.list(Path::new("/homes/ana/runs")).unwrap(), ["What Is This", "dead", "driven"]);
+    }
+
+    #[test]
+    fn a_run_that_mlflow_was_not_told_of_is_taken_up_until_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let (run, at) = (RunId::try_from("over".to_owned()).unwrap(), OffsetDateTime::UNIX_EPOCH);
+        let spec = Box::new(Spec::example("over"));
+        let asked = Event::Asked { spec, offers: vec![Offer::example("a")] };
+        let mut held = runs::create(&host, &run, at, &asked).unwrap();
+        held.note(at, &Event::Ending { exit: crate::gpu::job::Exit::Stopped }).unwrap();
+        final_status::note(&host, &held.state, at).unwrap();
+        assert_eq!(look(&host, &[]).unwrap().loose, [], "its driver sees to that");
+        held.note(at, &Event::Returned).unwrap();
+        let state = held.state.clone();
+        drop(held);
+        let untold = || look(&host, &[]).unwrap().loose;
+        assert_eq!(untold(), [Loose::Untold(run.clone())]);
+        let started = RefCell::new(Vec::new());
+        let start = |run: &RunId| {
+            started.borrow_mut().push(run.clone());
+            Ok(())
+        };
+        sweep(&untold()[0], &[], &start).unwrap();
+        assert_eq!(started.into_inner(), [run]);
+        // Nobody is there: it is put off, and tried again by a later sweep.
+        let now = OffsetDateTime::now_utc();
+        final_status::tell(&host, Some("http://127.0.0.1:9"), &state, "", now).unwrap_err();
+        assert_eq!(untold(), []);
+        host.write(&runs::dir(&state.spec.run).join("mlflow.json"), 0o600, b"{").unwrap();
+        let found = look(&host, &[]).unwrap();
+        let said = format!("{:#}", found.errors[0]);
+        assert!(found.loose.is_empty() && said.contains("runs/over/mlflow.json is damaged"), "{said}");
     }
 
     #[test]

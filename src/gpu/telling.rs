@@ -1,23 +1,26 @@
-//! What came home about the machine's load, told to MLflow: to the runs that the script began there, by their tag. And
-//! what those have told it, for who watches.
+//! What came home about the machine's load, told to MLflow: to the runs that the script began there, by their tag; at the
+//! end, how it ended. And what those have told it, for who watches. All of it beside the loop, which waits for none of it.
 
 use super::{
     agent::samples::Sample,
-    loan::TAG_RUN,
+    final_status,
     metrics::{batches, logged},
-    pulse,
+    pulse, runs,
     spec::RunId,
+    state::State,
+    tracking::Tracking,
 };
 use crate::{
     host::{
         Host,
         beneath::{Beneath, Rel},
     },
-    web::client,
+    web::block_on,
 };
-use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
-use std::{io::Read as _, path::PathBuf, time::Duration};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::{io::Read as _, path::PathBuf, sync::mpsc::Receiver, time::Duration};
+use time::OffsetDateTime;
 
 /// Whoever drives a run has other things to look after.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,11 +32,21 @@ const MOST: u64 = 64 << 20;
 /// A script that begins more runs than these at MLflow has the newest told.
 const RUNS: usize = 100;
 
+/// What there is to tell.
+pub enum News {
+    /// Something came home.
+    Samples,
+    /// It is known how the run ended.
+    Ended(Box<State>),
+}
+
 /// One run's.
 pub struct Telling<'a> {
     pub host: &'a Host,
-    /// MLflow's, on this machine. None: there is none, or the script itself has it measure.
+    /// MLflow's, on this machine. None: there is none.
     pub base: Option<String>,
+    /// The script itself has MLflow's client measure its machine: not told twice.
+    pub measured: bool,
     pub run: RunId,
     /// Where results of all runs come home to.
     pub results: PathBuf,
@@ -44,6 +57,47 @@ pub struct Telling<'a> {
 }
 
 impl Telling<'_> {
+    /// Tells until there is nobody any more who has news. What came up while one thing was told is told in one go.
+    pub fn tell_all(mut self, news: &Receiver<News>, say: &dyn Fn(&str)) {
+        let mut last = String::new();
+        let mut complain = |words: String| {
+            if last != words {
+                say(&words);
+                last = words;
+            }
+        };
+        while let Ok(first) = news.recv() {
+            let all: Vec<News> = std::iter::once(first).chain(news.try_iter()).collect();
+            match self.tell() {
+                // For who watches now: nobody reads later how it was every few seconds.
+                Ok(()) => drop(runs::put_pulse(self.host, &self.run, &self.pulse)),
+                Err(error) => complain(format!("MLflow is not told how busy the machine is: {error:#}")),
+            }
+            let ended = all.into_iter().find_map(|news| match news {
+                News::Ended(state) => Some(state),
+                News::Samples => None,
+            });
+            if let Some(state) = ended
+                && let Err(error) = self.tell_end(&state)
+            {
+                complain(format!(
+                    "MLflow is not told yet how it ended; the sweep goes on with that: {error:#}"
+                ));
+            }
+        }
+    }
+
+    /// How it ended, if that is to be told.
+    pub fn tell_end(&self, state: &State) -> Result<()> {
+        final_status::tell(
+            self.host,
+            self.base.as_deref(),
+            state,
+            &self.samples()?,
+            OffsetDateTime::now_utc(),
+        )
+    }
+
     /// Tell what is new.
     pub fn tell(&mut self) -> Result<()> {
         let text = self.samples()?;
@@ -54,13 +108,11 @@ impl Telling<'_> {
             return Ok(());
         }
         let new: String = whole.split_inclusive('\n').skip(told).collect();
-        let script = match &self.base {
-            Some(base) => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let telling = async { tokio::time::timeout(PATIENCE, self.send(base, &new)).await };
-                let told = runtime.context("starting the async runtime")?.block_on(telling);
-                told.context("MLflow is slow")??
-            }
+        let script = match self.base.as_ref().filter(|_| !self.measured) {
+            Some(base) => block_on(async {
+                let told = tokio::time::timeout(PATIENCE, self.send(base, &new)).await;
+                told.context("MLflow is slow")?
+            })?,
             None => None,
         };
         self.told = count as u64;
@@ -83,29 +135,19 @@ impl Telling<'_> {
 
     /// What MLflow has heard from the script, in words.
     async fn send(&self, base: &str, lines: &str) -> Result<Option<String>> {
-        let experiments = self.ask(base, "experiments/search", &json!({ "max_results": 1000 })).await?;
-        let ids = experiments["experiments"].as_array().into_iter().flatten();
-        let ids: Vec<&Value> = ids.map(|one| &one["experiment_id"]).collect();
-        if ids.is_empty() {
+        let tracking = Tracking::new(base)?;
+        let experiments = tracking.experiments().await?;
+        if experiments.is_empty() {
             return Ok(None);
         }
-        // The name of a run has neither quotes nor backslashes in it.
-        let filter = format!("tags.`{TAG_RUN}` = '{}'", self.run);
-        let question = json!({ "experiment_ids": ids, "filter": filter, "max_results": RUNS });
-        let runs = self.ask(base, "runs/search", &question).await?;
+        let question = Tracking::of_run(&self.run, &experiments, RUNS);
+        let runs: Value = tracking.ask("runs/search", &question).await?;
         for run in logged(&runs) {
             for batch in batches(&run, lines, self.told) {
-                self.ask(base, "runs/log-batch", &batch).await?;
+                tracking.ask("runs/log-batch", &batch).await?;
             }
         }
         Ok(pulse::script(&runs))
-    }
-
-    async fn ask(&self, base: &str, what: &str, question: &Value) -> Result<Value> {
-        let url = format!("{}/api/2.0/mlflow/{what}", base.trim_end_matches('/'));
-        let answer = client::plain()?.ask("POST", &url, None, Some(serde_json::to_vec(question)?)).await?;
-        ensure!(answer.status == 200, "{url} answered {}: {}", answer.status, answer.start());
-        serde_json::from_slice(&answer.body).with_context(|| format!("reading the answer of {url}"))
     }
 }
 
@@ -113,7 +155,8 @@ impl Telling<'_> {
 mod tests {
     use super::*;
     use crate::host::System;
-    use axum::{Json, Router, extract::State, routing::post};
+    use axum::{Json, Router, extract::State as Shared, routing::post};
+    use serde_json::json;
     use std::{
         path::Path,
         sync::{Arc, Mutex},
@@ -123,13 +166,13 @@ mod tests {
 
     /// As MLflow answers: an experiment with one run in it, which goes on.
     fn mlflow(heard: &Heard) -> (tokio::runtime::Runtime, String) {
-        let runs = async |State(heard): State<Heard>, Json(question): Json<Value>| {
+        let runs = async |Shared(heard): Shared<Heard>, Json(question): Json<Value>| {
             heard.lock().unwrap().push(question);
             let metrics = json!([{ "key": "loss", "value": 0.5, "step": 3, "timestamp": 6 }]);
             let info = json!({ "run_id": "abc", "start_time": 5 });
             Json(json!({ "runs": [{ "info": info, "data": { "metrics": metrics } }] }))
         };
-        let batch = async |State(heard): State<Heard>, Json(batch): Json<Value>| {
+        let batch = async |Shared(heard): Shared<Heard>, Json(batch): Json<Value>| {
             heard.lock().unwrap().push(batch);
             Json(json!({}))
         };
@@ -154,8 +197,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::new(dir.path(), System);
         let (run, results) = (RunId::try_from("r1".to_owned()).unwrap(), PathBuf::from("/results"));
+        let base = Some(base);
         let mut telling =
-            Telling { host: &host, base: Some(base), run, results, told: 0, pulse: String::new() };
+            Telling { host: &host, base, measured: false, run, results, told: 0, pulse: String::new() };
         telling.tell().unwrap();
         assert!(heard.lock().unwrap().is_empty(), "there is nothing to tell yet");
 
@@ -188,7 +232,8 @@ mod tests {
         let run = RunId::try_from("r1".to_owned()).unwrap();
         // Nobody is there to be told: whoever read something would fail.
         let base = Some("http://127.0.0.1:9".into());
-        Telling { host: &host, base, run, results: "/results".into(), told: 0, pulse: String::new() }
+        let results = "/results".into();
+        Telling { host: &host, base, measured: false, run, results, told: 0, pulse: String::new() }
             .tell()
             .unwrap();
     }

@@ -12,4 +12,5 @@ mod contract;
 mod deaths;
 mod hostile;
 mod local;
+mod mlflow;
 mod troubles;

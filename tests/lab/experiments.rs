@@ -8,7 +8,34 @@ use kit::{
     lab::{self, Machine, Release},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Begins an MLflow run within another, says how long its client waits for an MLflow that is down, and never ends by itself.
+const ENDLESS: &str = r#"
+import mlflow, time
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR, MLFLOW_HTTP_REQUEST_MAX_RETRIES
+from urllib3.exceptions import MaxRetryError
+from urllib3.util import Retry
+retry = Retry(total=MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), backoff_factor=MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get())
+waits = 0
+try:
+    while True:
+        retry = retry.increment("POST", "/", error=OSError("down"))
+        waits += retry.get_backoff_time()
+except MaxRetryError:
+    pass
+mlflow.set_experiment("endless")
+with mlflow.start_run(run_name="outer"), mlflow.start_run(run_name="inner", nested=True):
+    mlflow.log_metric("waits", waits)
+    print("it waits", int(waits), flush=True)
+    while True:
+        time.sleep(1)
+"#;
 
 /// An Azure that this is the headquarters of, and the way to its metadata.
 fn azure(headquarters: &Machine) -> Option<(Cloud, Metadata)> {
@@ -49,12 +76,12 @@ fn run(headquarters: &Machine, more: &str) -> String {
     said
 }
 
-/// The MLflow runs of a run, by their names.
-fn of_run(headquarters: &Machine, run: &str) -> BTreeMap<String, Value> {
+/// The MLflow runs of a run in one experiment, by their names.
+fn of_run(headquarters: &Machine, experiment: &str, run: &str) -> BTreeMap<String, Value> {
     let ask = |what: &str, body: Value| -> Value {
         serde_json::from_str(&hq::mlflow(headquarters, what, &body.to_string())).unwrap()
     };
-    let wanted = json!({"max_results": 10, "filter": "name = 'mackey-glass'"});
+    let wanted = json!({"max_results": 10, "filter": format!("name = '{experiment}'")});
     let experiment = ask("experiments/search", wanted)["experiments"][0]["experiment_id"].clone();
     let filter = format!("tags.`echoes.run` = '{run}'");
     let all = ask("runs/search", json!({"experiment_ids": [experiment], "filter": filter}));
@@ -68,7 +95,7 @@ fn named<'a>(all: &'a Value, name: &str) -> Option<&'a Value> {
 
 /// Both networks have learnt, MLflow knows which run that was, and what they made is at home.
 fn came_home(headquarters: &Machine, run: &str) {
-    let runs = of_run(headquarters, run);
+    let runs = of_run(headquarters, "mackey-glass", run);
     assert_eq!(runs.keys().collect::<Vec<_>>(), ["esn", "lstm"], "of {run}: {runs:#?}");
     for (name, one) in &runs {
         assert_eq!(one["info"]["status"], "FINISHED", "{name}");
@@ -78,6 +105,8 @@ fn came_home(headquarters: &Machine, run: &str) {
         assert_eq!(named(params, "model"), Some(&name.as_str().into()));
         assert_eq!(named(tags, "echoes.owner"), Some(&experiment::PERSON.into()));
         assert!(named(tags, "mlflow.source.git.commit").is_some(), "{tags}");
+        assert_eq!(named(tags, "mlflow.source.name"), Some(&experiment::SCRIPT.into()), "{tags}");
+        assert_eq!(named(tags, "mlflow.user"), Some(&experiment::PERSON.into()), "{tags}");
     }
     let home = format!("/mnt/echoes_data/azure_results/{run}");
     let results: Value =
@@ -92,6 +121,44 @@ fn came_home(headquarters: &Machine, run: &str) {
     let receipt: Value =
         serde_json::from_str(&headquarters.ok(&format!("echoes-appliance gpu cost {run} --json"))).unwrap();
     assert_eq!((&receipt["proven_gone"], &receipt["all_home"]), (&true.into(), &true.into()), "{receipt}");
+    let in_mlflow = (&receipt["mlflow"]["told"], &receipt["mlflow"]["runs"]);
+    assert_eq!(in_mlflow, (&"done".into(), &2.into()), "{receipt}");
+}
+
+/// A script that is stopped leaves its MLflow runs running there; headquarters ends them, and tells where they are.
+fn is_stopped(headquarters: &Machine) {
+    let script = "experiments/endless.py";
+    let at = format!("/home/{}/echoes/{script}", experiment::PERSON);
+    headquarters.put(ENDLESS.as_bytes(), &at, 0o644).unwrap();
+    let words = format!("sudo echoes-appliance gpu-run {script} --provider local --name endless --detach");
+    headquarters.ok(&experiment::typed(&words));
+    let log = "/mnt/echoes_data/azure_results/endless/log.txt";
+    let since = Instant::now();
+    let waits: u32 = loop {
+        let said = headquarters.exec(&format!("cat {log}")).stdout;
+        if let Some(waits) = said.lines().find_map(|line| line.strip_prefix("it waits ")) {
+            break waits.parse().unwrap();
+        }
+        assert!(since.elapsed() < Duration::from_secs(120), "{said}");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    assert!(waits >= 3600, "an outage of {waits} s ends it");
+    headquarters.ok("echoes-appliance gpu stop endless");
+    let receipt = headquarters.exec("echoes-appliance gpu attach endless");
+    receipt.assert_code(85);
+    let runs = of_run(headquarters, "endless", "endless");
+    assert_eq!(runs.keys().collect::<Vec<_>>(), ["inner", "outer"], "{runs:#?}");
+    for run in runs.values() {
+        let (info, tags) = (&run["info"], &run["data"]["tags"]);
+        assert_eq!(info["status"], "KILLED", "{run:#}");
+        assert!(info["end_time"].as_u64() >= info["start_time"].as_u64(), "{run:#}");
+        assert_eq!(named(tags, "mlflow.source.name"), Some(&script.into()), "{tags}");
+    }
+    let info = &runs["outer"]["info"];
+    let id = |name: &str| info[name].as_str().unwrap();
+    let page = format!("#/experiments/{}/runs/{}", id("experiment_id"), id("run_id"));
+    receipt.assert_stderr(&format!("MLflow: https://mlflow.localhost/{page}\n"));
+    receipt.assert_stderr("MLflow: 1 more of its runs");
 }
 
 #[test]
@@ -104,6 +171,7 @@ fn the_sample_experiment_runs_here_and_on_a_rented_machine_and_nothing_is_left_t
     let said = run(&headquarters, "--provider local --name first");
     assert!(said.contains("lstm: epoch  1 of 12"), "{said}");
     came_home(&headquarters, "first");
+    is_stopped(&headquarters);
     // The script was a person's, here too.
     let environments = format!("/var/lib/echoes-appliance/machine/{}/envs", experiment::PERSON);
     let owners = headquarters.ok(&format!("cd {environments} && stat -c %U . */bin/python"));

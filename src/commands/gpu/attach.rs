@@ -1,16 +1,16 @@
 //! `gpu attach RUN`: watch a run until it ends, and exit with its script's status. Watching is all it is: Ctrl-C ends
 //! it and the run goes on. A driver that died meanwhile is replaced.
 
-use super::{drivers_words, known};
+use super::{drivers_words, known, receipt};
 use crate::{
     commands::{config::Settings, need_root, this_machine},
     config::Config,
     gpu::{
-        driver,
+        driver, final_status,
         left::Left,
         log::Harmless,
         pulse,
-        receipt::{NOT_PROVEN_GONE, Receipt, pull_status, status},
+        receipt::{NOT_PROVEN_GONE, pull_status, status},
         runs,
         spec::RunId,
         state::{Event, Outcome, Phase, Pulled, State},
@@ -44,6 +44,9 @@ const DRIVEN: u32 = 20;
 
 /// Giving back takes minutes where an address stays reserved. What takes longer than this needs a person.
 const GIVING_BACK: Duration = Duration::from_secs(20 * 60);
+
+/// MLflow tells within a moment, or it is down.
+const LINK: Duration = Duration::from_secs(3);
 
 /// Of a log, at once. More comes with the next look.
 const PIECE: u64 = 1 << 20;
@@ -102,7 +105,7 @@ pub fn follow(
         json,
         ui,
         log,
-        results: runs::results(config, run),
+        config,
         told,
         step: None,
         rest: String::new(),
@@ -139,7 +142,7 @@ struct Watch<'a> {
     json: bool,
     ui: &'a Ui,
     log: Tail,
-    results: PathBuf,
+    config: &'a Config,
     /// How many events were told.
     told: usize,
     /// What is being done.
@@ -183,6 +186,11 @@ impl Watch<'_> {
             }
         }
         if state.phase == Phase::Done {
+            // Where its runs are in MLflow is known a moment later, and worth that moment.
+            let awaited = final_status::read(self.host, self.run).ok().flatten();
+            if awaited.is_some_and(|status| status.is_awaited()) && now - state.since < LINK {
+                return Ok(None);
+            }
             return Ok(Some(self.close(&state, now)?));
         }
         if state.phase == Phase::Return && now - state.since > GIVING_BACK {
@@ -247,7 +255,7 @@ impl Watch<'_> {
         if !self.rest.is_empty() {
             self.ui.raw(&format!("{}\n", std::mem::take(&mut self.rest)));
         }
-        let receipt = Receipt::of(state, &self.results, now);
+        let receipt = receipt(self.host, self.config, state, now);
         if self.json {
             self.ui.out(serde_json::json!({ "receipt": receipt }));
         } else {

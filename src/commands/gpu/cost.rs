@@ -1,13 +1,9 @@
 //! `gpu cost`: what runs have cost, by list price, from the first request to the proof that all is gone.
 
-use super::{all, known};
+use super::{all, known, receipt};
 use crate::{
     commands::{config::Settings, need_root, this_machine},
-    gpu::{
-        receipt::{Receipt, dollars},
-        runs,
-        spec::RunId,
-    },
+    gpu::{receipt::dollars, spec::RunId},
     ui::{Ui, moment, table},
 };
 use anyhow::Result;
@@ -29,7 +25,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let config = settings.read(&host)?;
     let now = OffsetDateTime::now_utc();
     if let Some(run) = &args.run {
-        let receipt = Receipt::of(&known(&host, run)?, &runs::results(&config, run), now);
+        let receipt = receipt(&host, &config, &known(&host, run)?, now);
         ui.out(if args.json { serde_json::to_string_pretty(&receipt)? } else { receipt.text() });
         return Ok(0);
     }

@@ -18,11 +18,14 @@ pub mod wish;
 
 use super::config::Settings;
 use crate::{
-    gpu::{driver::Words, runs, spec::RunId, state::State},
+    config::Config,
+    gpu::{driver::Words, final_status, receipt::Receipt, runs, spec::RunId, state::State},
     host::Host,
+    hq::service::Service,
     ui::{Try as _, Ui},
 };
 use anyhow::Result;
+use time::OffsetDateTime;
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -108,6 +111,14 @@ pub fn drivers_words(settings: &Settings) -> Words {
 fn known(host: &Host, run: &RunId) -> Result<State> {
     let unknown = || anyhow::anyhow!("there is no run called {run}");
     runs::state(host, run)?.ok_or_else(unknown).or_try("echoes-appliance gpu ps --all")
+}
+
+fn receipt(host: &Host, config: &Config, state: &State, now: OffsetDateTime) -> Receipt {
+    let run = &state.spec.run;
+    // One that is damaged is told of by the sweep, and keeps nobody from the rest.
+    let status = final_status::read(host, run).ok().flatten();
+    let mlflow = status.map(|status| status.on_receipt(&Service::Mlflow.url(config)));
+    Receipt::of(state, &runs::results(config, run), now).with_mlflow(mlflow)
 }
 
 /// Every run there ever was, the newest last. One whose journal cannot be read is told of and keeps none of the

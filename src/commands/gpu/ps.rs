@@ -1,11 +1,10 @@
 //! `gpu ps`: the runs under way, or all there were.
 
-use super::all;
+use super::{all, receipt};
 use crate::{
     commands::{config::Settings, need_root, this_machine},
     gpu::{
-        receipt::{Receipt, dollars, told},
-        runs,
+        receipt::{dollars, told},
         state::{Phase, State},
     },
     ui::{Ui, moment, table},
@@ -31,10 +30,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let states: Vec<_> =
         all(&host, ui)?.into_iter().filter(|state| args.all || state.phase != Phase::Done).collect();
     if args.json {
-        let runs: Vec<_> = states
-            .iter()
-            .map(|state| Receipt::of(state, &runs::results(&config, &state.spec.run), now))
-            .collect();
+        let runs: Vec<_> = states.iter().map(|state| receipt(&host, &config, state, now)).collect();
         ui.out(serde_json::to_string_pretty(&serde_json::json!({ "runs": runs }))?);
     } else if states.is_empty() {
         ui.say("no run is under way");

@@ -11,7 +11,7 @@ use super::{
     site::{Begun, Order, Secrets, Site, read, write},
 };
 use crate::{
-    gpu::job::Exit,
+    gpu::{job::Exit, provenance},
     host::{Busy, Cmd, Host, System, beneath::Beneath, process::Heard},
     patience::Patience,
     ui::Try as _,
@@ -306,6 +306,8 @@ fn command(
     for (name, value) in theirs {
         if name == "PYTHONPATH" {
             modules = format!("{modules}:{value}");
+        } else if name == provenance::CONTEXT && begun.attempt > 1 {
+            cmd = cmd.env(name, &provenance::of_attempt(value, begun.attempt));
         } else {
             cmd = cmd.env(name, value);
         }
@@ -339,7 +341,12 @@ mod tests {
         let mut order = Order {
             script: Rel::new("experiments/train.py").unwrap(),
             arguments: vec!["--epochs".into(), "5 0".into()],
-            env: vec![pair("A", "1"), pair("PYTHONPATH", "lib"), pair("ECHOES_OUT", "/etc")],
+            env: vec![
+                pair("A", "1"),
+                pair("PYTHONPATH", "lib"),
+                pair("ECHOES_OUT", "/etc"),
+                pair("MLFLOW_RUN_CONTEXT", "{}"),
+            ],
             out: Vec::new(),
             max_seconds: None,
             grace: 1,
@@ -361,6 +368,7 @@ mod tests {
             ("PATH", "/h/envs/k/bin:/bin"),
             ("PYTHONPATH", "/h/runs/r/code:/h/runs/r/code/src:lib"),
             ("A", "1"),
+            ("MLFLOW_RUN_CONTEXT", r#"{"echoes.attempt":"2"}"#),
             ("MLFLOW_TRACKING_PASSWORD", "s3"),
             ("MLFLOW_TRACKING_SERVER_CERT_PATH", "/h/runs/r/authority.pem"),
             ("ECHOES_OUT", "/h/runs/r/out"),
