@@ -2,8 +2,8 @@
 
 use crate::{
     commands::{
-        agent, ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart, serve,
-        status, uninstall, user, validate, wait_for,
+        agent, backoff, ca, cert, config, gpu, gpu_run, install, logs, plan, prepare_mlflow, renew, restart,
+        serve, status, uninstall, user, validate, wait_for,
     },
     ui::Ui,
 };
@@ -59,6 +59,9 @@ enum Command {
     /// Serve one of our own services (run by its unit)
     #[command(hide = true, subcommand)]
     Serve(serve::Command),
+    /// Wait before a unit that keeps dying starts again (run by the unit)
+    #[command(hide = true)]
+    Backoff(backoff::Args),
     /// Make MLflow's database ready for its start (run by its unit)
     #[command(hide = true)]
     PrepareMlflow(prepare_mlflow::Args),
@@ -102,6 +105,7 @@ impl Cli {
             Command::Gpu(command) => gpu::run(command, &settings, ui),
             Command::Renew(args) => renew::run(args, &settings, ui),
             Command::Serve(command) => serve::run(command),
+            Command::Backoff(args) => backoff::run(args, ui),
             Command::PrepareMlflow(args) => prepare_mlflow::run(args),
             Command::Agent(command) => agent::run(command),
             Command::WaitFor(args) => wait_for::run(args),

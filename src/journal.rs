@@ -293,8 +293,11 @@ mod tests {
         let read = Journal::read(host, Path::new(PATH));
         // Whoever holds it and whoever only asks read the same.
         let opened = Journal::<Note>::open(host, Path::new(PATH)).map(|(_, entries)| entries);
-        let words = |read: &Result<Vec<Note>>| read.as_ref().map(Vec::clone).map_err(|e| format!("{e:#}"));
-        assert_eq!(words(&read), words(&opened));
+        match (&read, &opened) {
+            (Ok(read), Ok(opened)) => assert_eq!(read, opened),
+            (Err(read), Err(opened)) => assert_eq!(format!("{read:#}"), format!("{opened:#}")),
+            _ => panic!("{read:?} is not {opened:?}"),
+        }
         read
     }
 

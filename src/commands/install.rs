@@ -67,6 +67,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     refuse_foreign(&wanted, &seen)?;
     if seen.iter().any(|seen| matches!(seen, Seen::Wrong(_))) {
         survey.check_ports(&host)?;
+        survey.check_room(&host)?;
     }
     survey.warnings.iter().for_each(|warning| ui.warn(warning));
     remember(&host, &settings, &survey, &book)?;

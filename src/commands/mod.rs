@@ -1,6 +1,7 @@
 //! One verb a file: its arguments, its help, its `run`.
 
 pub mod agent;
+pub mod backoff;
 pub mod ca;
 pub mod cert;
 pub mod config;

@@ -1,7 +1,10 @@
 //! `prepare-mlflow`: mlflow.service runs it before and after every start, as MLflow's own user and in its sandbox.
 
 use super::this_machine;
-use crate::hq::{mlflow, python};
+use crate::{
+    host::System,
+    hq::{mlflow, python},
+};
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use time::{OffsetDateTime, macros::format_description};
@@ -18,6 +21,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<u8> {
     let host = this_machine();
+    if !mlflow::is_here(&args.data, System::environment("MLFLOW_BACKEND_STORE_URI").as_deref()) {
+        return Ok(0);
+    }
     if args.answered {
         return mlflow::answered(&host, &args.data).map(|()| 0);
     }

@@ -111,6 +111,16 @@ pub fn choose(python: Version) -> Result<&'static Runs> {
     })
 }
 
+/// What the services will be once their environment is made, on a machine whose own Python is this one. A newer one that was
+/// fetched is taken again.
+pub fn expected(host: &Host, system: Version) -> Result<&'static Runs> {
+    let fetched = match current(host, &SERVICES)? {
+        Some(dir) => marker(host, &dir)?.map(|marker| marker.python),
+        None => None,
+    };
+    choose(fetched.map_or(system, |fetched| fetched.max(system)))
+}
+
 /// A complete environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Env {

@@ -44,6 +44,8 @@ impl Store {
     }
 
     pub fn make(&self, host: &Host, book: &Book, step: &Step) -> Result<()> {
+        let import = self.import(host)?;
+        mlflow::check_import(host, &self.data, &import)?;
         // It runs on a reinstallation; its unit starts it again, now with other things to read.
         host.ask(&Cmd::new("systemctl", ["stop", "mlflow.service"]))?;
         let path = Path::new(STORE_ENVIRONMENT);
@@ -52,7 +54,7 @@ impl Store {
         let owner = ids.0.zip(ids.1).context("there is no user mlflow")?;
         let env = python::link(&python::SERVICES);
         let mut say = |line: &str| step.detail(line);
-        let imported = mlflow::import(host, &self.data, &self.import(host)?, &env, owner, &mut say)?;
+        let imported = mlflow::import(host, &self.data, &import, &env, owner, &mut say)?;
         ensure!(imported.is_some(), "the file store went away while it was taken over");
         Ok(())
     }

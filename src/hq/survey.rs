@@ -7,7 +7,7 @@ use super::{
     certificate,
     disk::{self, Decision},
     machine::Machine,
-    nginx,
+    mlflow, nginx, python,
     receipt::Receipt,
     resource::Resource,
     service::{Service, choose},
@@ -117,6 +117,17 @@ impl Survey {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is room for MLflow's database, where another version of it is to come: before the one that runs stops.
+    pub fn check_room(&self, host: &Host) -> Result<()> {
+        let data = self.config.data.path.to_path().join("mlruns");
+        let uri = mlflow::uri(&data, self.config.mlflow.backend.as_str());
+        if !host.is_live() || !self.services.contains(&Service::Mlflow) || !mlflow::is_here(&data, Some(&uri))
+        {
+            return Ok(());
+        }
+        mlflow::check_room(host, &data, python::expected(host, self.machine.python)?.mlflow)
     }
 
     /// Whether a site of somebody else's answers for every name, as ours must.

@@ -145,7 +145,92 @@ fn mlflow_killed_while_it_makes_or_changes_its_database() {
         ));
         let found = hq::mlflow(&machine, "experiments/search", "{\"max_results\": 10}");
         assert!(found.contains("kept"), "{found}");
-        assert_eq!(machine.ok("ls /mnt/echoes_data/mlruns/backups | grep -c mlflow-3.1.4.db").trim(), copies);
+        assert_eq!(machine.ok("ls /mnt/echoes_data/mlruns/backups | grep -c mlflow-3.1.4-").trim(), copies);
+    }
+}
+
+/// As after a downgrade: the database is of a version that the one that is here cannot read. For as long as the start fails,
+/// nothing is thrown away that an older version could read; with the fault gone, nobody waits.
+#[test]
+fn mlflow_that_cannot_start_throws_no_copy_away_and_comes_back_by_itself() {
+    if !hq::can_boot("MLflow that cannot start") {
+        return;
+    }
+    let machine = hq::installed(Release::Bookworm);
+    hq::mlflow(&machine, "experiments/create", "{\"name\": \"kept\"}");
+    let revision = |to: &str| {
+        let python = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); print(*db.execute('SELECT version_num FROM alembic_version').fetchone()); \
+                      db.execute('UPDATE alembic_version SET version_num = ?', sys.argv[2:]); db.commit()";
+        let db = "/mnt/echoes_data/mlruns/mlflow.db";
+        machine
+            .ok(&format!("/opt/echoes-appliance/services/bin/python -c \"{python}\" {db} {to}"))
+            .trim()
+            .to_owned()
+    };
+    let version = machine.ok("systemctl stop mlflow; cat /mnt/echoes_data/mlruns/.version");
+    let known = revision("ffffffffffff");
+    machine.ok(
+        "cd /mnt/echoes_data/mlruns; mkdir -p backups; chown mlflow: backups; echo older >backups/20250101T000000Z-mlflow-3.1.4.db; \
+         echo half >backups/half.db; echo 99.0.0 >.version; systemctl start --no-block mlflow",
+    );
+    // Three starts have failed, and the fourth is waited for: no start limit ends it.
+    machine.ok("until [ $(systemctl show --property NRestarts --value mlflow) -ge 3 ]; do sleep 0.1; done; \
+         until journalctl -u mlflow | grep 'came back 3 times.* in 10 s'; do sleep 0.1; done");
+    assert_eq!(machine.ok("systemctl show --property SubState --value mlflow"), "start-pre\n");
+    let copies = machine.ok("ls /mnt/echoes_data/mlruns/backups");
+    let copies: Vec<_> = copies.lines().collect();
+    assert!(copies.len() == 2 && copies[0] == "20250101T000000Z-mlflow-3.1.4.db", "{copies:?}");
+    assert!(copies[1].contains("-mlflow-99.0.0-"), "{copies:?}");
+    assert!(machine.ok("journalctl -u mlflow").contains("Can't locate revision"));
+
+    // Mended by a person, who starts it: the start that waits is replaced by one that does not.
+    revision(&known);
+    machine
+        .ok(&format!("echo {} >/mnt/echoes_data/mlruns/.version; systemctl restart mlflow", version.trim()));
+    let last = "cat /run/echoes-appliance/backoff/mlflow.service";
+    assert!(machine.ok(last).contains("\"row\":0"), "{}", machine.ok(last));
+    let found = hq::mlflow(&machine, "experiments/search", "{\"max_results\": 10}");
+    assert!(found.contains("kept"), "{found}");
+
+    // Ended from outside, politely: it is back, and nothing was copied.
+    machine.ok("systemctl kill --kill-who=main mlflow; until grep '\"row\":1' /run/echoes-appliance/backoff/mlflow.service; \
+         do sleep 0.1; done; until systemctl is-active mlflow; do sleep 0.1; done");
+    assert_eq!(machine.ok("ls /mnt/echoes_data/mlruns/backups | wc -l"), "2\n");
+}
+
+/// On the oldest systemd, and the newest: what keeps dying waits longer each time, a person who restarts it does not, also in
+/// the middle of a wait.
+#[test]
+fn what_keeps_dying_is_started_again_and_a_person_does_not_wait() {
+    if !hq::can_boot("units that keep dying") {
+        return;
+    }
+    for release in [Release::Bullseye, Release::Trixie] {
+        let machine = hq::fresh(release, vec![]);
+        let unit = "[Unit]\nStartLimitIntervalSec=0\n[Service]\nUser=nobody\nRestart=always\nRestartSec=1\n\
+                    ExecStartPre=-+/usr/bin/echoes-appliance backoff dying.service\nExecStart=/bin/sh -c 'date +%%s.%%N >&2; exit 1'\n";
+        machine.put(unit.as_bytes(), "/etc/systemd/system/dying.service", 0o644).unwrap();
+        let record = "/run/echoes-appliance/backoff/dying.service";
+        let until = |row: u32| {
+            machine.ok(&format!("until grep '\"row\":{row},' {record}; do sleep 0.05; done"));
+        };
+        machine.ok("systemctl daemon-reload; systemctl start dying");
+        until(3);
+        // It waits for ten seconds now. A person's start takes none: it has died again, of its own, before they are over.
+        machine.ok("systemctl restart dying");
+        until(1);
+        until(2);
+        machine.ok("systemctl reset-failed dying; systemctl restart dying");
+        until(1);
+        // And one who comes between two tries, while systemd waits by itself.
+        machine.ok("systemctl stop dying; systemctl start dying");
+        until(1);
+        let said = machine.ok("journalctl -u dying");
+        assert!(
+            said.contains("came back 3 times, one soon after the other: it is started again in 10 s"),
+            "{said}"
+        );
+        machine.ok("systemctl stop dying");
     }
 }
 
