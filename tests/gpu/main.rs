@@ -13,4 +13,5 @@ mod deaths;
 mod hostile;
 mod local;
 mod mlflow;
+mod ordinary;
 mod troubles;

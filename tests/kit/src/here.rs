@@ -79,6 +79,17 @@ impl Here {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
     }
 
+    /// Somebody who lives in the namespace, and nowhere else. Once for each story.
+    pub fn add_person(&self, name: &str, id: u32) {
+        let (passwd, home) = (self.path("passwd"), format!("/home/{name}"));
+        let people = fs::read_to_string("/etc/passwd").unwrap();
+        fs::write(&passwd, format!("{people}{name}:x:{id}:{id}::{home}:/bin/sh\n")).unwrap();
+        let script = "mount -t tmpfs none /home && mkdir -p \"$1\" /run/sshd && chown \"$2:$2\" \"$1\" && \
+                      mount --bind \"$0\" /etc/passwd";
+        let (passwd, id) = (passwd.to_str().unwrap(), id.to_string());
+        crate::sshd::inside(self.holder.id(), script, &[passwd, &home, &id]);
+    }
+
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         let data = format!("data.path={}", self.path("data").display());

@@ -41,25 +41,20 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// None, and said so, where it cannot be had.
+    /// None, and said so, where it cannot be had. Azure makes the admin; here he is another name of root's.
     pub fn new(here: &Here, via: Option<Between>) -> Option<Arc<Self>> {
-        let Some(program) =
-            ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists())
-        else {
-            eprintln!("SKIPPED: experiments at Azure: there is no sshd here");
-            return None;
-        };
-        // Azure makes the admin; here he is another name of root's, in this namespace alone.
-        let (passwd, holder) = (here.path("passwd"), here.holder.id());
-        let people = fs::read_to_string("/etc/passwd").unwrap();
-        fs::write(&passwd, format!("{people}echoes:x:0:0::/home/echoes:/bin/sh\n")).unwrap();
-        let script =
-            "mount -t tmpfs none /home && mkdir -p /home/echoes /run/sshd && mount --bind \"$0\" /etc/passwd";
-        let made = Command::new("nsenter")
-            .args(["--mount", "--target", &holder.to_string(), "sh", "-c", script])
-            .arg(&passwd)
-            .status();
-        assert!(made.unwrap().success());
+        Self::made(here, via, 0)
+    }
+
+    /// The same where the admin is this user, who is not root and cannot become it.
+    pub fn of_a_person(here: &Here, id: u32) -> Option<Arc<Self>> {
+        Self::made(here, None, id)
+    }
+
+    fn made(here: &Here, via: Option<Between>, id: u32) -> Option<Arc<Self>> {
+        let program = program("experiments at Azure")?;
+        let holder = here.holder.id();
+        here.add_person("echoes", id);
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let (dir, on, count) = (here.dir.path().into(), Mutex::default(), AtomicU8::new(0));
         let (image, brought) = (Mutex::default(), Mutex::default());
@@ -128,6 +123,68 @@ impl Sshd {
         let script = "mkdir -p \"$1\" && mount -t ext4 -o \"$2\" \"$0\" \"$1\"";
         inside(self.holder, script, &[&device.0, said("Where="), said("Options=")]);
         // In use for as long as it is mounted, and no longer.
+    }
+}
+
+/// Where sshd is; what is skipped without it is said.
+fn program(what: &str) -> Option<&'static str> {
+    let found = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists());
+    if found.is_none() {
+        eprintln!("SKIPPED: {what}: there is no sshd here");
+    }
+    found
+}
+
+/// A machine that the team owns: this one, behind an sshd in the namespace of the story, for everybody who lives there.
+pub struct Owned {
+    child: Child,
+    dir: PathBuf,
+    port: u16,
+}
+
+impl Owned {
+    /// None, and said so, where it cannot be had.
+    pub fn new(here: &Here) -> Option<Self> {
+        let program = program("experiments over ssh")?;
+        let at = |name: &str| here.path(name).display().to_string();
+        for key in ["host", "user"] {
+            let words = ["-q", "-t", "ed25519", "-N", "", "-f", &at(key)];
+            assert!(Command::new("ssh-keygen").args(words).status().unwrap().success());
+        }
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let host = fs::read_to_string(at("host.pub")).unwrap();
+        fs::write(at("known"), format!("[127.0.0.1]:{port} {host}")).unwrap();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\n\
+             PidFile none\nMaxStartups 100\nMaxSessions 100\n",
+            at("host"),
+            at("user.pub"),
+        );
+        fs::write(at("sshd"), config).unwrap();
+        // In the namespace, whose /run is empty: sshd wants a directory in there.
+        let script = "mkdir -p /run/sshd && exec \"$0\" -D -f \"$1\"";
+        let holder = here.holder.id().to_string();
+        let words = ["--mount", "--target", &holder, "sh", "-c", script, program, &at("sshd")];
+        let child = Command::new("nsenter").args(words).spawn().unwrap();
+        here.until("sshd", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        Some(Self { child, dir: here.dir.path().into(), port })
+    }
+
+    /// What a command here has to be told of it, as `KEY=VALUE`.
+    pub fn settings(&self) -> [String; 2] {
+        let setting = |key: &str, name: &str| format!("gpu.{key}={}", self.dir.join(name).display());
+        [setting("known_hosts", "known"), setting("ssh_key", "user")]
+    }
+
+    pub fn url(&self, person: &str) -> String {
+        format!("ssh://{person}@127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
