@@ -313,7 +313,15 @@ impl Host {
         {
             bail!("{at} is a mount point: not removing {}", path.display());
         }
-        absent(fs::remove_dir_all(&full)).with_context(|| format!("removing {}", path.display()))?;
+        let mut removed = absent(fs::remove_dir_all(&full));
+        // A directory of ours that somebody has shut. Root needs no way in, and goes no way that others make.
+        if removed.as_ref().is_err_and(|e| e.kind() == ErrorKind::PermissionDenied)
+            && !nix::unistd::geteuid().is_root()
+        {
+            open_up(&full);
+            removed = absent(fs::remove_dir_all(&full));
+        }
+        removed.with_context(|| format!("removing {}", path.display()))?;
         Ok(())
     }
 
@@ -363,6 +371,18 @@ impl Host {
     /// Run it for its answer, whatever that is.
     pub fn ask(&self, cmd: &Cmd) -> Result<Output> {
         self.exec.exec(cmd, &mut |_| {}).with_context(|| format!("running `{cmd}`"))
+    }
+}
+
+/// Every directory from there on down may be listed and changed by its owner, where that is us.
+fn open_up(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    // What stays shut is seen by who removes it.
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            open_up(&entry.path());
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
+    web::hold,
 };
 use anyhow::{Context as _, Result};
 use std::{
@@ -175,6 +176,8 @@ struct Remote<'a> {
     say: &'a (dyn Fn(&str) + Sync),
     errand: Errand<'a>,
     news: Sender<News>,
+    /// What is left, as it was last shown.
+    shown: Mutex<Left>,
 }
 
 impl<'a> Remote<'a> {
@@ -186,7 +189,7 @@ impl<'a> Remote<'a> {
         news: Sender<News>,
     ) -> Result<Self> {
         let errand = Errand::new(host, given(host, config, spec, Vec::new())?, say);
-        Ok(Self { host, config, say, errand, news })
+        Ok(Self { host, config, say, errand, news, shown: Mutex::default() })
     }
 
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
@@ -201,6 +204,11 @@ impl<'a> Remote<'a> {
 
     /// For who watches now; the receipt has it in the end.
     fn show_left(&self, spec: &Spec, left: &Left) {
+        let mut shown = hold(&self.shown);
+        if *shown == *left {
+            return;
+        }
+        shown.clone_from(left);
         if let Err(error) = runs::put_left(self.host, &spec.run, left) {
             (self.say)(&format!("what is left cannot be shown: {error:#}"));
         }

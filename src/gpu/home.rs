@@ -9,6 +9,8 @@ mod books;
 mod files;
 mod survey;
 
+pub use survey::NOTHING;
+
 use super::{
     agent::site::{Book, Root},
     left::Left,

@@ -16,10 +16,14 @@ pub struct Left {
     pub count: u64,
     /// As far as one sees; of a directory that cannot be looked into, none.
     pub bytes: u64,
+    /// By name.
     pub first: Vec<LeftFile>,
+    /// What has nothing in it that could be missed, the first by name: sockets, links to what is not this run's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub special: Vec<LeftFile>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LeftFile {
     pub path: String,
     pub why: String,
@@ -33,10 +37,11 @@ impl Left {
     pub fn add(&mut self, path: &str, why: &str, bytes: u64) {
         self.count += 1;
         self.bytes = self.bytes.saturating_add(bytes);
-        if self.first.len() < FIRST {
-            let cut = |text: &str| shown(&text.chars().take(WORDS).collect::<String>());
-            self.first.push(LeftFile { path: cut(path), why: cut(why) });
-        }
+        insert(&mut self.first, path, why);
+    }
+
+    pub fn add_special(&mut self, path: &str, what: &str) {
+        insert(&mut self.special, path, what);
     }
 
     /// In one sentence.
@@ -47,6 +52,17 @@ impl Left {
         let files = if self.count == 1 { "1 file".into() } else { format!("{} files", self.count) };
         let bytes = if self.bytes == 0 { String::new() } else { format!(", {}", size_words(self.bytes)) };
         format!("{files}{bytes}: {}{more}", first.join("; "))
+    }
+}
+
+/// The first by name are kept.
+fn insert(first: &mut Vec<LeftFile>, path: &str, why: &str) {
+    let cut = |text: &str| shown(&text.chars().take(WORDS).collect::<String>());
+    let file = LeftFile { path: cut(path), why: cut(why) };
+    let at = first.partition_point(|other| *other < file);
+    if at < FIRST {
+        first.insert(at, file);
+        first.truncate(FIRST);
     }
 }
 
@@ -63,6 +79,9 @@ mod tests {
         (0..20).for_each(|n| left.add(&format!("out/{n}"), &"x".repeat(1000), 3 << 20));
         assert_eq!((left.count, left.bytes, left.first.len()), (21, (60 << 20) + 1, FIRST));
         assert!(left.words().starts_with("21 files, ") && left.words().ends_with("; and 11 more"));
+        assert_eq!(left.first[0].path, "out/0");
+        left.add_special("out/pipe", "a named pipe");
+        assert_eq!(left.count, 21, "nothing was computed that is in it");
         assert!(left.words().len() < 10 * (2 * WORDS + 10));
     }
 }

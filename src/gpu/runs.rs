@@ -43,7 +43,7 @@ fn pulse(run: &RunId) -> PathBuf {
 }
 
 fn left_path(run: &RunId) -> PathBuf {
-    Path::new(SAYING).join(format!("{run}.left"))
+    dir(run).join("left.json")
 }
 
 /// The events tell one story: whatever comes after a gap in it cannot be gone on from.
@@ -178,12 +178,9 @@ pub fn read_pulse(host: &Host, run: &RunId) -> Result<Option<String>> {
     host.read_text(&pulse(run))
 }
 
-/// What of its results cannot come home, as far as is known just now; nothing, where all can.
+/// What of its results did not come home at the last look, for who watches. The journal has what is left in the end.
 pub fn put_left(host: &Host, run: &RunId, left: &Left) -> Result<()> {
-    match left.is_empty() {
-        true => host.remove(&left_path(run)),
-        false => host.write(&left_path(run), 0o600, &serde_json::to_vec(left)?),
-    }
+    host.write(&left_path(run), 0o600, &serde_json::to_vec(left)?)
 }
 
 pub fn read_left(host: &Host, run: &RunId) -> Result<Option<Left>> {
@@ -194,7 +191,6 @@ pub fn read_left(host: &Host, run: &RunId) -> Result<Option<Left>> {
 /// There is nothing more to be said or asked.
 pub fn hush(host: &Host, run: &RunId) -> Result<()> {
     host.remove(&pulse(run))?;
-    host.remove(&left_path(run))?;
     host.remove(&saying(run))?;
     host.remove(&stop(run))
 }

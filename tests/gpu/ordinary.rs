@@ -331,6 +331,12 @@ impl World<'_> {
         self.room(run).join("out")
     }
 
+    /// Where it is set aside.
+    fn kept(&self, run: &str) -> PathBuf {
+        let kept = self.rooms.with_file_name("kept").join(run);
+        self.here.inside(kept.to_str().unwrap())
+    }
+
     fn home(&self, run: &str) -> PathBuf {
         self.here.path("data/azure_results").join(run)
     }
@@ -440,6 +446,10 @@ impl World<'_> {
         for word in row.words.iter().filter(|word| !said.contains(*word)) {
             fault(format!("{word:?} is not on the screen"));
         }
+        if said.contains("its driver is gone") {
+            let log = self.here.inside(&format!("{}/{run}/driver.log", here::RUNS));
+            fault(format!("its driver died: {}", fs::read_to_string(log).unwrap_or_default()));
+        }
         if let Some(bad) = said.chars().find(|c| c.is_control() && *c != '\n') {
             fault(format!("{bad:?} is on the screen"));
         }
@@ -462,13 +472,14 @@ impl World<'_> {
         let (left, run) = (&receipt["left"], &self.name(row));
         let events = self.here.events(run);
         let kept = events.iter().any(|event| event == "kept");
-        let stays = |what: &str| format!("{what}: {:?}, {events:?}", self.room(run));
+        let stays = |what: &str| format!("{what}: {:?}, {events:?}", self.kept(run));
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
         match row.left {
             None => {
                 if left["count"].as_u64().unwrap_or(0) > 0 {
                     all.push(format!("this is left: {left}"));
                 }
-                if kept || !self.rented && self.room(run).exists() {
+                if kept || !self.rented && (is_there(self.room(run)) || is_there(self.kept(run))) {
                     all.push(stays("what is not needed any more is kept"));
                 }
             }
@@ -487,11 +498,11 @@ impl World<'_> {
                 if left["bytes"].as_u64().is_none() {
                     all.push(format!("how much is left is not said: {left}"));
                 }
-                if self.rented && !kept || !self.rented && !self.out(run).symlink_metadata().is_ok() {
+                if !kept || !self.rented && !is_there(self.kept(run).join("out")) {
                     all.push(stays("what is left is not kept"));
                 }
                 let forgotten = self.run(&["gpu", "forget", run]);
-                if forgotten.code != 0 || !self.rented && self.room(run).exists() {
+                if forgotten.code != 0 || !self.rented && is_there(self.kept(run)) {
                     all.push(stays(&format!("it is not forgotten: {forgotten}")));
                 }
             }

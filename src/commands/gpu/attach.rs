@@ -7,7 +7,8 @@ use crate::{
     config::Config,
     gpu::{
         driver, final_status,
-        left::Left,
+        home::NOTHING,
+        left::{Left, LeftFile},
         log::Harmless,
         pulse,
         receipt::{NOT_PROVEN_GONE, pull_status, status},
@@ -110,7 +111,7 @@ pub fn follow(
         step: None,
         rest: String::new(),
         pulse: Instant::now(),
-        left: None,
+        left: Left::default(),
     };
     block_on(async {
         let mut looks = 0;
@@ -152,7 +153,7 @@ struct Watch<'a> {
     /// When it was last said how it goes.
     pulse: Instant,
     /// What is left on the machine, as it was last said.
-    left: Option<Left>,
+    left: Left,
 }
 
 impl Watch<'_> {
@@ -237,18 +238,22 @@ impl Watch<'_> {
     /// Whenever it is more than it was: there may be time to do something about it.
     fn show_left(&mut self) -> Result<()> {
         let Some(left) = runs::read_left(self.host, self.run)? else { return Ok(()) };
-        if left.count > self.left.as_ref().map_or(0, |shown| shown.count) {
-            if self.json {
-                self.ui.out(serde_json::json!({ "left": left }));
-            } else {
+        let before = std::mem::replace(&mut self.left, left.clone());
+        if self.json && left != before {
+            self.ui.out(serde_json::json!({ "left": left }));
+        } else if !self.json {
+            for LeftFile { path, why } in left.special.iter().filter(|one| !before.special.contains(one)) {
+                self.ui.say(format_args!("{path} is {why}: {NOTHING}"));
+            }
+            if left.count > before.count {
                 self.ui.say(format_args!("left on the machine so far: {}", left.words()));
             }
-            self.left = Some(left);
         }
         Ok(())
     }
 
     fn close(&mut self, state: &State, now: OffsetDateTime) -> Result<u8> {
+        self.show_left()?;
         if let Some((_, step)) = self.step.take() {
             step.done();
         }

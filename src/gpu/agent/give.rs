@@ -151,7 +151,7 @@ fn link(host: &Host, dir: &Beneath, path: &Rel, to: &Path) -> Made {
     let below = below.or_else(|| real().and_then(|(to, root)| to.strip_prefix(root).map(from_root).ok()));
     below.as_deref().and_then(inside).unwrap_or_else(|| {
         let to = Spelling::of(to.as_os_str().as_bytes());
-        Made::Unreadable { why: format!("a link to {to}, which does not come along"), bytes: 0 }
+        Made::Special { what: format!("a link to {to}, which is not this run's") }
     })
 }
 

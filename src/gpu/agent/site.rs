@@ -247,7 +247,7 @@ pub enum Made {
     Dir,
     /// It cannot come, and why; how many bytes it has, as far as one sees.
     Unreadable { why: String, bytes: u64 },
-    /// There is nothing to bring: a socket, a named pipe, a device.
+    /// There is nothing in it to bring: a socket, a named pipe, a device, a link to somewhere else.
     Special { what: String },
 }
 

@@ -19,6 +19,9 @@ const OFFERS: u64 = 8 << 30;
 /// Bytes of memory for what is to be taken in one look. The rest is found again at the next.
 const WEIGHT: usize = 32 << 20;
 
+/// Said of what is not brought home and not missed.
+pub const NOTHING: &str = "there is nothing in it to bring home";
+
 /// Files that are watched for whether they still change.
 const SEEN: usize = 200_000;
 
@@ -195,9 +198,10 @@ impl Home<'_> {
                 (Decision::Link, Made::Link { to }) => survey.links.push(NewLink { root, home, to }),
                 (Decision::Dir, _) => survey.dirs.push(home),
                 (Decision::Leave(why), _) => self.leave(files, &mut survey, &shown, &why, bytes),
-                (Decision::Special(what), _) => files.tell(&shown, self.say, |path| {
-                    format!("{path} is {what}: there is nothing in it to bring home")
-                }),
+                (Decision::Special(what), _) => {
+                    survey.left.add_special(&shown, &what);
+                    files.tell(&shown, self.say, |path| format!("{path} is {what}: {NOTHING}"));
+                }
                 // Nothing else is decided about these.
                 (Decision::Later | Decision::Link, _) => {}
             }

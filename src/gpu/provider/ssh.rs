@@ -49,7 +49,8 @@ const KEEP: &str = r#"set -e; if [ -d "$2/runs/$1" ] && [ ! -L "$2/runs/$1" ]; t
 const LINK: &str = r#"set -e; [ -d "$2/kept/$1" ]; mkdir -p "$2/runs"; ln -sfn -- "$2/kept/$1" "$2/runs/$1""#;
 
 /// What was set aside is not wanted any more.
-const FORGET: &str = r#"rm -rf -- "${2:?}/kept/${1:?}""#;
+const FORGET: &str =
+    r#"kept="${2:?}/kept/${1:?}"; chmod -R u+rwX -- "$kept" 2> /dev/null; rm -rf -- "$kept""#;
 
 /// How to get to it: with the settings' key, or root's own.
 pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
