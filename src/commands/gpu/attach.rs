@@ -120,7 +120,11 @@ pub fn follow(
                 return Ok(status);
             }
             looks += 1;
-            if looks % DRIVEN == 0 && runs::hold(host, run)?.is_some() {
+            // It may have come to its end since we looked.
+            let is_left = || -> Result<bool> {
+                Ok(runs::hold(host, run)?.is_some_and(|held| held.state.phase != Phase::Done))
+            };
+            if looks % DRIVEN == 0 && is_left()? {
                 ui.say("its driver is gone; another one takes over");
                 driver::start(host, run, &drivers_words(settings))?;
             }
