@@ -414,13 +414,13 @@ fn what_is_damaged_in_the_memory_of_what_came_home_is_learnt_again() {
     let world = World::new("echo one > \"$ECHOES_OUT/one\"; echo told");
     world.prepared_and_started();
     assert_eq!(world.ended(), Exit::Code(0));
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     let memory = world.at("memory/r1/home.jsonl");
     let whole = fs::read_to_string(&memory).unwrap();
     let damaged = whole.replacen("\"v\"", "\"w\"", 1);
     fs::write(&memory, &damaged).unwrap();
     fs::remove_file(world.at("results/r1/out/one")).unwrap();
-    assert!(world.fetched());
+    assert!(world.fetched().is_empty());
     assert_eq!((world.here("out/one").as_str(), world.here("log.txt").as_str()), ("one\n", "told\n"));
     assert_eq!(fs::read_to_string(world.at("memory/r1/home.jsonl.damaged")).unwrap(), damaged);
     let said = world.said.lock().unwrap().join("\n");
