@@ -152,6 +152,7 @@ impl Host {
             options.read(true).append(true).create(true).mode(0o600).open(self.path(path))
         };
         let file = open().with_context(doing)?;
+        ensure!(file.metadata().with_context(doing)?.is_file(), "{} is not a file", path.display());
         match file.try_lock() {
             Ok(()) => Ok(Ledger { file, torn: None }),
             Err(TryLockError::WouldBlock) => Err(Busy { path: path.into(), holder: None }.into()),
@@ -355,6 +356,8 @@ mod tests {
             let said = format!("{:#}", host.lines(Path::new(path)).err().unwrap());
             assert!(said.contains("is not a file"), "{said}");
         }
+        let said = format!("{:#}", host.ledger(Path::new("/p")).err().unwrap());
+        assert!(said.contains("is not a file"), "{said}");
         assert!(host.lines(Path::new("/none")).unwrap().is_none());
     }
 

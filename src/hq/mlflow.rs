@@ -169,15 +169,11 @@ fn make_ready(host: &Host, data: &Path, env: &Path, version: &str, now: &str) ->
 
 /// Which version the database is of, as far as it is known.
 fn noted(host: &Host, data: &Path) -> Result<Option<String>> {
-    let Some(noted) = host.read_text(&data.join(".version"))? else { return Ok(None) };
-    let noted = noted.trim();
-    Ok(Some(match parse_replacing(noted) {
-        Some((_, version, upgraded)) if contents(host, &data.join("mlflow.db"))? == upgraded => {
-            version.into()
-        }
-        Some((made_by, ..)) => made_by.into(),
-        None => noted.into(),
-    }))
+    let (db, note) = (data.join("mlflow.db"), host.read_text(&data.join(".version"))?);
+    let Some(noted) = note.as_deref().map(str::trim) else { return Ok(None) };
+    let Some((made_by, version, upgraded)) = parse_replacing(noted) else { return Ok(Some(noted.into())) };
+    let is_upgraded = host.exists(&db)? && contents(host, &db)? == upgraded;
+    Ok(Some(if is_upgraded { version.into() } else { made_by.into() }))
 }
 
 /// MLflow has answered: what it was making is whole. Runs after every start.
@@ -837,6 +833,10 @@ mod tests {
         scene.note(&replacing("3.18.0", "3.17.2", &"0".repeat(64)));
         scene.start("3.18.0", "2").unwrap_err();
         assert_eq!(scene.copies(), ["2 3.17.2"]);
+        // And somebody took it away.
+        scene.host.remove(&scene.at("mlflow.db")).unwrap();
+        scene.start("3.18.0", "3").unwrap();
+        assert_eq!(scene.noted(), "3.18.0 unanswered");
     }
 
     #[test]
