@@ -160,7 +160,7 @@ impl Bench {
         command
     }
 
-    /// Where what it made is, once it is home.
+    /// The directory that a run's results come home to.
     pub fn results(&self, name: &str) -> PathBuf {
         self.far.at("data/azure_results").join(name)
     }

@@ -19,7 +19,7 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// As predictions, one a clip: files of noise, by the thousand.
+/// Makes files of noise by the thousand, as predictions are, one a clip.
 const MANY: &str = r#"
 import hashlib, os, time
 out = os.environ["ECHOES_OUT"]
@@ -36,7 +36,7 @@ print("made", time.time_ns(), flush=True)
 const FILES: usize = 1000;
 const LEN: usize = 4096;
 
-/// As checkpoints; then it says what time it is, until somebody stops it.
+/// Makes files as large as checkpoints; then it says what time it is, until somebody stops it.
 const LARGE: &str = r#"
 import os, signal, sys, time
 def stop(*_):

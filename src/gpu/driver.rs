@@ -130,7 +130,7 @@ pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<
     })
 }
 
-/// What MLflow is told of a run, which is told from here, wherever its script is.
+/// Tells MLflow of a run: from here, wherever its script is.
 fn telling<'a>(host: &'a Host, config: &Config, spec: &Spec) -> Result<Telling<'a>> {
     let measured = spec.env.iter().any(|(name, _)| name == "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING");
     let base = loan::mlflow(host, config, &Source::Local)?;

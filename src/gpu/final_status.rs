@@ -26,7 +26,7 @@ const LATER_AT_MOST: Duration = Duration::from_secs(6 * 3600);
 /// A server that does not come back for so long is another one when it does.
 const GIVEN_UP: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Of a script that begins hundreds of MLflow runs, so many are on its receipt.
+/// The most links for a receipt: a script may begin hundreds of MLflow runs.
 const LINKS: usize = 10;
 
 /// Whether MLflow knows.
@@ -39,11 +39,11 @@ pub enum Told {
     GivenUp,
 }
 
-/// What is kept beside a run's journal. Fields that come later have a default: old ones load for ever.
+/// The note beside a run's journal. Fields that come later have a default: old ones load for ever.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FinalStatus {
     pub told: Told,
-    /// Since when it is to be told.
+    /// The moment from which it was to be told.
     #[serde(with = "time::serde::rfc3339")]
     since: OffsetDateTime,
     tries: u32,
@@ -56,7 +56,7 @@ pub struct FinalStatus {
     count: usize,
 }
 
-/// The same for a receipt.
+/// The part of it that a receipt shows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InMlflow {
     pub told: Told,
@@ -127,7 +127,7 @@ pub fn note(host: &Host, state: &State, now: OffsetDateTime) -> Result<()> {
     )
 }
 
-/// Tells it, if that was noted and was not done. What cannot be done now is put off, and is an error all the same.
+/// Tells it, if that was noted, was not done, and is not put off. What cannot be done now is put off, and is an error all the same.
 /// `samples` is what came home of the machine's load.
 pub fn tell(
     host: &Host,
@@ -137,7 +137,8 @@ pub fn tell(
     now: OffsetDateTime,
 ) -> Result<()> {
     let run = &state.spec.run;
-    let Some(status) = read(host, run)?.filter(|status| status.told == Told::Due) else { return Ok(()) };
+    // Giving back is done several times, and each time there is news of it.
+    let Some(status) = read(host, run)?.filter(|status| status.is_due(now)) else { return Ok(()) };
     // MLflow was removed from this headquarters meanwhile.
     let Some(base) = base else { return host.remove(&path(run)) };
     match block_on(tell_soon(base, state, samples, now)) {
@@ -176,7 +177,7 @@ async fn end_runs(
 ) -> Result<Vec<TrackedRun>> {
     let all = tracking.runs(&state.spec.run).await?;
     let mut first_error = None;
-    for Ending { run, status, at } in endings(&all, state, samples, millis(now)) {
+    for RunUpdate { run, status, at } in endings(&all, state, samples, millis(now)) {
         if let Err(error) = tracking.end(run, status, at).await {
             first_error.get_or_insert(error);
         }
@@ -185,7 +186,7 @@ async fn end_runs(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Ending<'a> {
+struct RunUpdate<'a> {
     run: &'a str,
     status: &'static str,
     at: u64,
@@ -194,7 +195,7 @@ struct Ending<'a> {
 /// How MLflow runs end that still run there. One that an earlier try of the script began was cut off, however the last try
 /// ended: the machine was taken away, or restarted. A try that began none of its own may have gone on with an older one.
 /// Pure.
-fn endings<'a>(runs: &'a [TrackedRun], state: &State, samples: &str, now: u64) -> Vec<Ending<'a>> {
+fn endings<'a>(runs: &'a [TrackedRun], state: &State, samples: &str, now: u64) -> Vec<RunUpdate<'a>> {
     let outcome = state.outcome.as_ref().map_or(FAILED, status);
     let script_try = |run: &TrackedRun| (machines_before(state, run.began), run.attempt);
     let last_try = runs.iter().map(script_try).max();
@@ -207,7 +208,7 @@ fn endings<'a>(runs: &'a [TrackedRun], state: &State, samples: &str, now: u64) -
         let heard_of = sample.into_iter().chain(run.last.filter(|at| *at <= until));
         let at = heard_of.chain([run.began]).max().unwrap_or(run.began);
         let status = if Some(own) == last_try { outcome } else { FAILED };
-        Ending { run: &run.id.run, status, at }
+        RunUpdate { run: &run.id.run, status, at }
     };
     runs.iter().filter(|run| run.running).map(end).collect()
 }

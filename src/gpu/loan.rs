@@ -89,7 +89,7 @@ pub fn environment(host: &Host, config: &Config, spec: &Spec) -> Result<Vec<(Str
     Ok([("MLFLOW_TRACKING_URI".to_owned(), url)].into_iter().chain(retries).collect())
 }
 
-/// What every MLflow run that the script begins is tagged with; nothing where there is no MLflow. Two of these its client
+/// Tags of every MLflow run that the script begins; nothing where there is no MLflow. Two of these its client
 /// would set itself, to what is gone when the run is: a path on the machine, and the user that the run was lent.
 pub fn tags(host: &Host, config: &Config, spec: &Spec) -> Result<Tags> {
     if mlflow(host, config, &spec.source)?.is_none() {

@@ -50,7 +50,7 @@ pub struct Receipt {
     is_paid: bool,
     /// What became of bringing that home, where somebody has tried.
     pub pulled: Option<Pulled>,
-    /// Where its runs are in MLflow; none where there was no MLflow, or the run goes on.
+    /// Links to its runs in MLflow; none where there was no MLflow, or the run goes on.
     pub mlflow: Option<InMlflow>,
 }
 
@@ -130,7 +130,7 @@ impl Receipt {
     }
 }
 
-/// Of hundreds, a person looks at the first, and finds the rest beside it.
+/// Lines for the first few: a person finds the rest beside them.
 fn in_mlflow(mlflow: &InMlflow) -> Vec<String> {
     const SHOWN: usize = 3;
     let links = mlflow.links.iter().take(SHOWN).map(|link| format!("MLflow: {link}"));

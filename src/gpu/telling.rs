@@ -32,7 +32,7 @@ const MOST: u64 = 64 << 20;
 /// A script that begins more runs than these at MLflow has the newest told.
 const RUNS: usize = 100;
 
-/// What there is to tell.
+/// Something to be told.
 pub enum News {
     /// Something came home.
     Samples,

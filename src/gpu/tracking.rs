@@ -74,7 +74,7 @@ fn tracked(run: &Value) -> Option<TrackedRun> {
 
 pub struct Tracking {
     client: Client,
-    /// Where it is, past nginx.
+    /// Its address, past nginx.
     base: String,
 }
 

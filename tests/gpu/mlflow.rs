@@ -7,7 +7,7 @@ use kit::here::{Here, RUNS};
 use serde_json::{Value, json};
 use std::{fs, net::TcpListener, path::PathBuf};
 
-/// What an installation with MLflow leaves, and where its MLflow is.
+/// Leaves what an installation with MLflow does; the setting that says where that is.
 fn installed(here: &Here, port: u16) -> String {
     let receipt = here.inside("/var/lib/echoes-appliance/receipt.jsonl");
     fs::create_dir_all(receipt.parent().unwrap()).unwrap();
@@ -29,6 +29,7 @@ fn an_mlflow_that_never_answers_holds_up_nothing_and_is_told_when_it_does() {
     let words = here.gpu_run("untold", "2", &[]);
     let out = run(&words.iter().map(String::as_str).collect::<Vec<_>>());
     out.assert_code(7).assert_stderr("gone: all of it").assert_stderr("MLflow: it is not told yet");
+    assert!(!out.stderr.contains("its driver is gone"), "{out}");
     assert_eq!(here.result("untold", "step1.txt").as_deref(), Some("loss 1"));
     here.nothing_left("untold");
     let path = here.inside(&format!("{RUNS}/untold/mlflow.json"));

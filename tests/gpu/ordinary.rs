@@ -30,7 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Whose scripts they are, wherever they run.
+/// The person whose scripts they are.
 const PERSON: &str = "bea";
 const ID: u32 = 4242;
 
@@ -54,7 +54,7 @@ def wait_for(name):
 "#;
 
 /// Something that is at home at the end.
-enum Home {
+enum Expected {
     /// A file, and what is in it.
     File(&'static [u8], &'static [u8]),
     /// A link with this in it.
@@ -67,15 +67,15 @@ enum Home {
     Files(&'static [u8], usize),
     /// One file under two names.
     Same(&'static [u8], &'static [u8]),
-    /// As long as this, and almost none of it on the disk.
+    /// A file as long as this, almost none of it on the disk.
     Sparse(&'static [u8], u64),
     /// Reading it, by whatever is there, gives this.
     Reads(&'static [u8], &'static [u8]),
 }
 
-use Home::{Dir, File, Files, Link, None as Nothing, Reads, Same, Sparse};
+use Expected::{Dir, File, Files, Link, None as Nothing, Reads, Same, Sparse};
 
-/// What else happens while the script runs.
+/// Something that happens while the script runs.
 enum Meanwhile {
     Nothing,
     /// Once the script has said `ready`: done as soon as it says that it is.
@@ -86,7 +86,7 @@ struct Row {
     run: &'static str,
     script: &'static str,
     meanwhile: Meanwhile,
-    home: &'static [Home],
+    home: &'static [Expected],
     /// The receipt says that all is home.
     all_home: bool,
     /// How many things are left, and one of them by its name as it is shown.
@@ -97,7 +97,7 @@ struct Row {
 }
 
 impl Row {
-    const fn new(run: &'static str, script: &'static str, home: &'static [Home]) -> Self {
+    const fn new(run: &'static str, script: &'static str, home: &'static [Expected]) -> Self {
         Self {
             run,
             script,
@@ -303,13 +303,15 @@ const MANY: Row = Row::new(
     &[File(b"000/00000", b"0"), File(b"024/24999", b"24999"), Files(b"", 25_000)],
 );
 
-/// Where scripts run, and whoever runs them.
+/// A command here, by its words.
+type Typed<'a> = dyn Fn(&[&str]) -> Command + 'a;
+
+/// A machine where scripts run, and headquarters.
 struct World<'a> {
     /// How the names of its runs begin.
     named: &'static str,
     here: &'a Here,
-    /// The words of a command here.
-    command: Box<dyn Fn(&[&str]) -> Command + 'a>,
+    command: Box<Typed<'a>>,
     /// `--provider` and what belongs to it.
     provider: Vec<String>,
     /// The directory on the machine that has a directory for each run.
@@ -434,7 +436,7 @@ impl World<'_> {
         eprintln!("{} ordinary troubles in {:?}", rows.len(), since.elapsed());
     }
 
-    /// What is not as the row has it; none when nothing is.
+    /// Lists what is not as the row has it; none when nothing is.
     fn faults(&self, row: &Row, code: i32) -> Option<String> {
         let run = &self.name(row);
         let said = self.seen("stderr", run);
@@ -466,7 +468,7 @@ impl World<'_> {
         (!all.is_empty()).then(|| format!("\n{all}{said}{receipt}"))
     }
 
-    /// What the receipt says of what is left, where that still is, and that it goes when nobody wants it any more.
+    /// Compares what the receipt says of what is left; it still is where it was, and goes when nobody wants it any more.
     fn left(&self, row: &Row, receipt: &Value) -> Vec<String> {
         let mut all = Vec::new();
         let (left, run) = (&receipt["left"], &self.name(row));
@@ -511,7 +513,7 @@ impl World<'_> {
     }
 }
 
-impl Home {
+impl Expected {
     fn fault(&self, out: &Path) -> Option<String> {
         let at =
             |name: &[u8]| if name.is_empty() { out.to_owned() } else { out.join(OsStr::from_bytes(name)) };

@@ -120,11 +120,9 @@ pub fn follow(
                 return Ok(status);
             }
             looks += 1;
-            // It may have come to its end since we looked.
-            let is_left = || -> Result<bool> {
-                Ok(runs::hold(host, run)?.is_some_and(|held| held.state.phase != Phase::Done))
-            };
-            if looks % DRIVEN == 0 && is_left()? {
+            // One that is over is let go while MLflow is told.
+            let goes_on = |held: runs::Held| held.state.phase != Phase::Done;
+            if looks % DRIVEN == 0 && runs::hold(host, run)?.is_some_and(goes_on) {
                 ui.say("its driver is gone; another one takes over");
                 driver::start(host, run, &drivers_words(settings))?;
             }

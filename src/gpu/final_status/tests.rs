@@ -19,7 +19,7 @@ struct Server {
     experiments: Vec<Value>,
     runs: Vec<Value>,
     updates: Vec<Value>,
-    /// Of this run it says that it cannot be changed.
+    /// The run that it says cannot be changed.
     refused: Option<&'static str>,
 }
 
@@ -147,7 +147,7 @@ fn what_an_earlier_try_began_has_failed_however_the_last_one_ended() {
     let state = ended(&[1, 100], Outcome::Exit(Exit::Code(0)));
     let all = [tracked("first", 10, true), tracked("second", 110, true)];
     let samples = [sample(50), sample(150)].concat();
-    let ending = |run, status, at: u64| Ending { run, status, at: at * 1000 };
+    let ending = |run, status, at: u64| RunUpdate { run, status, at: at * 1000 };
     let expected = [ending("first", FAILED, 50), ending("second", FINISHED, 150)];
     assert_eq!(endings(&all, &state, &samples, 200_000), expected);
     // The script has gone on with the same one, or would have ended its own.
@@ -241,6 +241,8 @@ fn an_mlflow_that_is_down_is_told_later_and_not_for_ever() {
     tell(&host, Some("http://127.0.0.1:9"), &state, "", at(0)).unwrap_err();
     let due = read(&host, run).unwrap().unwrap();
     assert!(due.told == Told::Due && !due.is_awaited() && !due.is_due(at(299)) && due.is_due(at(300)));
+    tell(&host, Some("http://127.0.0.1:9"), &state, "", at(299)).unwrap();
+    assert_eq!(read(&host, run).unwrap().unwrap(), due, "it is not tried before its time");
     let mut waits = vec![due.clone()];
     while waits.last().unwrap().told == Told::Due {
         let last = waits.last().unwrap().clone();

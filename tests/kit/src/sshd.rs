@@ -46,7 +46,7 @@ impl Sshd {
         Self::made(here, via, 0)
     }
 
-    /// The same where the admin is this user, who is not root and cannot become it.
+    /// Makes the admin this user, who is not root and cannot become it.
     pub fn of_a_person(here: &Here, id: u32) -> Option<Arc<Self>> {
         Self::made(here, None, id)
     }
@@ -126,7 +126,7 @@ impl Sshd {
     }
 }
 
-/// Where sshd is; what is skipped without it is said.
+/// The path of sshd; without one, says what is skipped.
 fn program(what: &str) -> Option<&'static str> {
     let found = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].into_iter().find(|at| Path::new(at).exists());
     if found.is_none() {
@@ -170,7 +170,7 @@ impl Owned {
         Some(Self { child, dir: here.dir.path().into(), port })
     }
 
-    /// What a command here has to be told of it, as `KEY=VALUE`.
+    /// Settings by which a command here finds it, as `KEY=VALUE`.
     pub fn settings(&self) -> [String; 2] {
         let setting = |key: &str, name: &str| format!("gpu.{key}={}", self.dir.join(name).display());
         [setting("known_hosts", "known"), setting("ssh_key", "user")]
