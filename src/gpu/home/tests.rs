@@ -339,7 +339,7 @@ fn the_trouble_of_a_file_is_that_file_s_alone() {
         panic!("two may still come")
     };
     let names: Vec<_> = left.first.iter().map(|file| file.path.as_str()).collect();
-    assert_eq!((files, names), (2, vec!["out/shut", "out/shut-meanwhile", "out/breaks"]));
+    assert_eq!((files, names), (2, vec!["out/breaks", "out/shut", "out/shut-meanwhile"]));
     let here: Vec<_> = story.here().into_iter().map(|(name, _)| name).collect();
     assert_eq!(here, ["out/good", "out/last", r"out/new\nline", r"out/\xE9.txt"]);
     assert!(story.root.path().join("results/r/out/empty").is_dir());
