@@ -41,8 +41,6 @@ const ASKING: Bounds = Bounds { silence: Duration::from_secs(60), whole: Duratio
 /// What comes home comes in turns: whoever drives a run has other things to look after.
 const FETCHING: Bounds = Bounds { silence: Duration::from_secs(30), whole: Duration::from_secs(60) };
 const TURN: Duration = Duration::from_secs(25);
-/// From the polite request to end until a script is ended.
-const GRACE: u64 = 20;
 /// Somebody saves a file just then; not every time.
 const TRIES: u32 = 5;
 
@@ -84,7 +82,6 @@ pub struct Errand<'a> {
     say: &'a (dyn Fn(&str) + Sync),
     /// What goes over there: this program, unless a test says otherwise.
     program: PathBuf,
-    grace: u64,
     hash: OnceLock<String>,
     home: Mutex<Option<Home<'a>>>,
     /// What this run is made from, as far as it was looked at.
@@ -99,14 +96,14 @@ struct Talk {
 
 impl<'a> Errand<'a> {
     pub fn new(host: &'a Host, given: Given, say: &'a (dyn Fn(&str) + Sync)) -> Self {
-        let (program, grace) = ("/proc/self/exe".into(), GRACE);
+        let program = "/proc/self/exe".into();
         let (hash, home, made_from) = (OnceLock::new(), Mutex::new(None), Mutex::default());
-        Self { host, given, say, program, grace, hash, home, made_from }
+        Self { host, given, say, program, hash, home, made_from }
     }
 
     #[cfg(test)]
-    fn with(self, program: PathBuf, grace: u64) -> Self {
-        Self { program, grace, ..self }
+    fn with(self, program: PathBuf) -> Self {
+        Self { program, ..self }
     }
 
     fn site(spec: &Spec, machine: &Machine) -> Site {
@@ -146,7 +143,8 @@ impl<'a> Errand<'a> {
     fn bring(&self, machine: &Machine) -> Result<()> {
         let dir = self.there(machine)?;
         let program = self.host.read(&self.program)?.context("this program went away")?;
-        let script = "set -e; umask 022; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
+        // What is removed has a name, whatever we were given.
+        let script = "set -eu; umask 022; case \"${1:?}\" in /?*) ;; *) exit 64 ;; esac; : \"${2:?}\"; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
                       cat > \"$new\"; set -- \"$1\" \"$2\" $(sha256sum < \"$new\"); [ \"$2\" = \"$3\" ]; \
                       chmod 755 \"$new\"; mv -f \"$new\" \"$1/echoes-appliance\"; trap - EXIT";
         let dir = dir.to_str().context("the agent's home is no UTF-8")?;
@@ -297,7 +295,7 @@ impl<'a> Errand<'a> {
             env: self.given.env.iter().cloned().chain(self.told()).chain(spec.env.iter().cloned()).collect(),
             out: spec.out.iter().map(|path| rel(path)).collect::<Result<_>>()?,
             max_seconds: spec.max_seconds,
-            grace: self.grace,
+            grace: spec.grace,
             authority: self.given.authority.clone(),
             azure: matches!(spec.source, Source::Azure),
         })

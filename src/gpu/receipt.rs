@@ -20,6 +20,8 @@ pub const NOT_PROVEN_GONE: u8 = 83;
 pub const USED_UP: u8 = 84;
 pub const STOPPED: u8 = 85;
 pub const FAILED: u8 = 86;
+/// As a shell says it of whom the kernel has killed.
+pub const OUT_OF_MEMORY: u8 = 137;
 
 #[derive(Debug, Serialize)]
 pub struct Receipt {
@@ -35,6 +37,9 @@ pub struct Receipt {
     pub cost: u64,
     /// All that was rented was looked for twice, and nothing was left.
     pub proven_gone: bool,
+    /// Processes that were found over there, and are not for us to end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outlived: Vec<String>,
     pub results: PathBuf,
     pub all_home: bool,
     pub why_not_home: Option<String>,
@@ -57,6 +62,7 @@ impl Receipt {
             rentals: state.rentals.clone(),
             cost: state.cost(now),
             proven_gone: state.phase == Phase::Done,
+            outlived: state.outlived.clone(),
             results: results.into(),
             all_home: state.unfetched.is_none()
                 && (matches!(state.outcome, Some(Outcome::Exit(_))) || state.pulled == Some(Pulled::Home)),
@@ -83,6 +89,9 @@ impl Receipt {
         } else {
             "gone: not proven yet".into()
         });
+        if !self.outlived.is_empty() {
+            lines.push(format!("outlived it, and not ours to end: {}", self.outlived.join(", ")));
+        }
         let home = self.results.display();
         lines.push(match &self.why_not_home {
             None => format!("results: {home}"),
@@ -146,6 +155,7 @@ pub fn status(outcome: &Outcome) -> u8 {
         Outcome::Exit(Exit::Code(code)) => u8::try_from(*code).unwrap_or(FAILED),
         Outcome::Exit(Exit::Deadline) => USED_UP,
         Outcome::Exit(Exit::Stopped) => STOPPED,
+        Outcome::Exit(Exit::OutOfMemory) => OUT_OF_MEMORY,
         Outcome::Exit(Exit::Evicted) | Outcome::Lost(_) => SPOT_LOST,
         Outcome::Refused(refusal) => match refusal.class {
             Class::Capacity => NO_CAPACITY,
@@ -183,5 +193,6 @@ mod tests {
         assert_eq!(status(&Outcome::Exit(Exit::Code(300))), FAILED);
         assert_eq!(status(&Outcome::Exit(Exit::Deadline)), USED_UP);
         assert_eq!(status(&Outcome::Lost("x".into())), SPOT_LOST);
+        assert_eq!(status(&Outcome::Exit(Exit::OutOfMemory)), 137);
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     gpu::{
         driver,
         log::Harmless,
-        pulse,
+        pulse::{self, Countdown},
         receipt::{NOT_PROVEN_GONE, Receipt, status},
         runs,
         spec::RunId,
@@ -106,6 +106,7 @@ pub fn follow(
         step: None,
         rest: String::new(),
         pulse: Instant::now(),
+        countdown: None,
     };
     block_on(async {
         let mut looks = 0;
@@ -146,6 +147,8 @@ struct Watch<'a> {
     rest: String,
     /// When it was last said how it goes.
     pulse: Instant,
+    /// What was said last of how long it has to end.
+    countdown: Option<Countdown>,
 }
 
 impl Watch<'_> {
@@ -205,11 +208,20 @@ impl Watch<'_> {
         let (_, step) = self.step.get_or_insert_with(begin);
         if state.phase == Phase::Watch {
             let doing = runs::read_pulse(self.host, self.run)?.filter(|words| !words.is_empty());
-            let pulse: Vec<_> = doing.into_iter().chain([pulse::money(state, now)]).collect();
+            let countdown = Countdown::of(state, now);
+            let ends = countdown.map(|countdown| countdown.to_string());
+            let pulse: Vec<_> = ends.clone().into_iter().chain(doing).chain([pulse::money(state, now)]).collect();
             let pulse = pulse.join(" · ");
             step.detail(&pulse);
             // Lines that stay come now and then.
-            if !self.ui.is_live() && self.pulse.elapsed() > PULSE {
+            if let (Some(now), Some(words)) = (countdown, ends)
+                && !self.countdown.is_some_and(|said| said.is_like(now))
+            {
+                self.countdown = Some(now);
+                if !self.ui.is_live() && !self.json {
+                    self.ui.say(words);
+                }
+            } else if !self.ui.is_live() && self.pulse.elapsed() > PULSE {
                 self.pulse = Instant::now();
                 self.ui.say(pulse);
             }
