@@ -708,7 +708,13 @@ impl MaxHours {
     pub fn hours(self, is_rented: bool) -> u32 {
         match self {
             Self::Hours(hours) => hours,
-            Self::Auto => if is_rented { 24 } else { 0 },
+            Self::Auto => {
+                if is_rented {
+                    24
+                } else {
+                    0
+                }
+            }
         }
     }
 }
@@ -939,7 +945,8 @@ mod tests {
 
     #[test]
     fn grace_is_written_as_people_write_a_time() {
-        let grace = |text: &str| parse("", &[&format!("gpu.grace={text}")]).map(|config| config.gpu.grace.seconds());
+        let grace =
+            |text: &str| parse("", &[&format!("gpu.grace={text}")]).map(|config| config.gpu.grace.seconds());
         assert_eq!(parse("", &[]).unwrap().gpu.grace.seconds(), 60);
         for (text, seconds) in
             [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1h", 3600), ("0", 0), ("24h", 86_400)]

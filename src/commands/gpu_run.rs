@@ -359,7 +359,9 @@ fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &Path) -> Stri
     lines.push(match (limits.is_empty(), &spec.source) {
         (false, _) => format!("ends: at the latest {}", limits.join(", and ")),
         (true, Source::Azure) => "ends: when it ends".into(),
-        (true, _) => "ends: when it ends; nothing is rented, so there is no limit but one that is asked for".into(),
+        (true, _) => {
+            "ends: when it ends; nothing is rented, so there is no limit but one that is asked for".into()
+        }
     });
     lines.push(format!("grace: {} to save, when it has to end", lasting(spec.grace)));
     lines.push(format!("results: {}", results.display()));

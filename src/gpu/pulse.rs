@@ -153,16 +153,25 @@ mod tests {
     #[test]
     fn how_long_a_script_has_to_save_is_counted_down_and_its_end_is_announced() {
         let at = OffsetDateTime::UNIX_EPOCH;
-        let asked =
-            Event::Asked { spec: Box::new(Spec { grace: 60, ..Spec::example("r") }), offers: vec![Offer::example("a")] };
+        let asked = Event::Asked {
+            spec: Box::new(Spec { grace: 60, ..Spec::example("r") }),
+            offers: vec![Offer::example("a")],
+        };
         let machine = Machine { target: Target::Local, home: "/h".into(), data: None };
-        let events =
-            [Event::Renting { offer: Offer::example("a") }, Event::Rented { machine }, Event::Prepared, Event::Started];
-        let running = events.iter().fold(State::asked(at, &asked).unwrap(), |state, event| state.after(at, event).unwrap());
+        let events = [
+            Event::Renting { offer: Offer::example("a") },
+            Event::Rented { machine },
+            Event::Prepared,
+            Event::Started,
+        ];
+        let running = events
+            .iter()
+            .fold(State::asked(at, &asked).unwrap(), |state, event| state.after(at, event).unwrap());
         assert_eq!(Countdown::of(&running, at), None);
         let told = at + time::Duration::hours(1);
         let stopping = running.after(told, &Event::Ending { exit: Exit::Stopped }).unwrap();
-        let said = |seconds| Countdown::of(&stopping, told + time::Duration::seconds(seconds)).unwrap().to_string();
+        let said =
+            |seconds| Countdown::of(&stopping, told + time::Duration::seconds(seconds)).unwrap().to_string();
         assert_eq!(said(0), "stopping: 1 min left to save");
         assert_eq!(said(17), "stopping: 43 s left to save");
         assert_eq!(said(52), "stopping: 8 s left to save, then it is killed");

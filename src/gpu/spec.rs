@@ -199,13 +199,18 @@ pub struct Spec {
     #[serde(default)]
     pub secrets: Vec<String>,
     /// Seconds from the polite request to end until it is ended.
-    #[serde(default = "old_grace")]
+    #[serde(default = "old_grace", skip_serializing_if = "is_old_grace")]
     pub grace: u64,
 }
 
 /// What every script was given before it could be chosen.
 fn old_grace() -> u64 {
     20
+}
+
+/// An old journal is written as it was read.
+fn is_old_grace(grace: &u64) -> bool {
+    *grace == old_grace()
 }
 
 #[cfg(test)]

@@ -472,7 +472,9 @@ impl State {
         let money = self.spec.max_cost.zip(self.renting()).and_then(|(most, rental)| {
             let before = self.cost(rental.asked);
             let paid = most.saturating_sub(before).saturating_mul(3600).checked_div(rental.offer.price)?;
-            rental.asked.checked_add(seconds(paid.saturating_sub(RESERVE.as_secs().saturating_add(self.spec.grace))))
+            rental
+                .asked
+                .checked_add(seconds(paid.saturating_sub(RESERVE.as_secs().saturating_add(self.spec.grace))))
         });
         time.into_iter().chain(money).min()
     }

@@ -42,7 +42,8 @@ impl Target {
         }
         words.push(quoted(&cmd.program));
         words.extend(cmd.args.iter().map(|arg| quoted(arg)));
-        let args = [vec!["-T".into()], ssh.options(), vec!["--".into(), for_any_shell(&words.join(" "))]].concat();
+        let args =
+            [vec!["-T".into()], ssh.options(), vec!["--".into(), for_any_shell(&words.join(" "))]].concat();
         Cmd { program: "ssh".into(), args, env: Vec::new(), stdin: cmd.stdin }
     }
 

@@ -161,7 +161,9 @@ impl Host {
     /// what is named. Returns only when that cannot be.
     pub fn go_on_as(&self, cmd: &Cmd, without: &[&str]) -> anyhow::Error {
         let mut command = Command::new(&cmd.program);
-        without.iter().for_each(|name| drop(command.env_remove(name)));
+        for name in without {
+            command.env_remove(name);
+        }
         let error = command.args(&cmd.args).envs(cmd.env.iter().map(|(k, v)| (k, v))).exec();
         anyhow::Error::new(error).context(format!("starting {}", cmd.program))
     }

@@ -210,7 +210,8 @@ impl Watch<'_> {
             let doing = runs::read_pulse(self.host, self.run)?.filter(|words| !words.is_empty());
             let countdown = Countdown::of(state, now);
             let ends = countdown.map(|countdown| countdown.to_string());
-            let pulse: Vec<_> = ends.clone().into_iter().chain(doing).chain([pulse::money(state, now)]).collect();
+            let pulse: Vec<_> =
+                ends.clone().into_iter().chain(doing).chain([pulse::money(state, now)]).collect();
             let pulse = pulse.join(" · ");
             step.detail(&pulse);
             // Lines that stay come now and then.

@@ -155,8 +155,12 @@ fn machine(host: &Arc<Host>, config: &Config, source: Source) -> Result<Answer> 
     Ok(match owned.meet() {
         // What cannot be asked is no problem of its own.
         Ok(Rent::Here(_)) if owned.ends_at_logout().unwrap_or(false) => {
-            let found = format!("{name} answers, but a connection that closes takes a script along (KillUserProcesses=yes)");
-            let fix = format!("over there: `loginctl enable-linger {user}` as root; else such a script has another attempt");
+            let found = format!(
+                "{name} answers, but a connection that closes takes a script along (KillUserProcesses=yes)"
+            );
+            let fix = format!(
+                "over there: `loginctl enable-linger {user}` as root; else such a script has another attempt"
+            );
             Answer::bad("machine", found, fix)
         }
         Ok(Rent::Here(_) | Rent::Coming(_)) => Answer::good("machine", format!("{name} answers")),

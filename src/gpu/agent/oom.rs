@@ -49,7 +49,8 @@ pub enum Starved {
 /// Where the kernel counts for a process, from its /proc/PID/cgroup: cgroups(7). Version 1 first, since where both are the
 /// memory is that one's.
 fn places(groups: &str) -> Vec<PathBuf> {
-    let below = |top: &str, path: &str, file: &str| Path::new(top).join(path.trim_start_matches('/')).join(file);
+    let below =
+        |top: &str, path: &str, file: &str| Path::new(top).join(path.trim_start_matches('/')).join(file);
     let mut places = Vec::new();
     for line in groups.lines() {
         let [_, controllers, path] = line.splitn(3, ':').collect::<Vec<_>>()[..] else { continue };

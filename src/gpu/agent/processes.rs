@@ -16,7 +16,9 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fmt,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -192,9 +194,22 @@ fn lineage(table: &BTreeMap<i32, Process>, pid: i32) -> Vec<i32> {
 
 /// Others' environments cannot be read, and are not the script's.
 fn is_marked(host: &Host, site: &Site, pid: i32) -> bool {
-    let marks = [format!("{MARK}={}", site.run), format!("ECHOES_OUT={}", site.out().display())];
     let environ = host.read(&place(pid, "environ")).ok().flatten().unwrap_or_default();
-    environ.split(|byte| *byte == 0).any(|pair| marks.iter().any(|mark| mark.as_bytes() == pair))
+    has_mark(&environ, &site.out(), site.run.as_str())
+}
+
+/// By `ECHOES_OUT`, which names a run of this home alone: another headquarters may have a run of the same name here. What
+/// has lost that is known by `ECHOES_RUN`. Pure.
+fn has_mark(environ: &[u8], out: &Path, run: &str) -> bool {
+    let value = |name: &str| {
+        environ
+            .split(|byte| *byte == 0)
+            .find_map(|pair| pair.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    };
+    match value("ECHOES_OUT") {
+        Some(at) => Path::new(OsStr::from_bytes(at)).starts_with(out),
+        None => value(MARK) == Some(run.as_bytes()),
+    }
 }
 
 fn is_inside(host: &Host, dir: &Path, pid: i32) -> bool {
@@ -306,5 +321,24 @@ mod tests {
         }
         assert_eq!(process("", status), None);
         assert_eq!(process("1 (x) S 1", status), None);
+    }
+
+    #[test]
+    fn a_run_of_the_same_name_in_another_home_is_another_run() {
+        let marked = |environ: &str| has_mark(environ.as_bytes(), Path::new("/h/runs/r/out"), "r");
+        for ours in
+            ["A=1\0ECHOES_RUN=r\0", "ECHOES_OUT=/h/runs/r/out", "ECHOES_RUN=x\0ECHOES_OUT=/h/runs/r/out/deep"]
+        {
+            assert!(marked(ours), "{ours:?}");
+        }
+        for other in [
+            "",
+            "ECHOES_RUN=rr",
+            "XECHOES_RUN=r",
+            "ECHOES_RUN=r\0ECHOES_OUT=/g/runs/r/out",
+            "ECHOES_OUT=/h/runs/r/output",
+        ] {
+            assert!(!marked(other), "{other:?}");
+        }
     }
 }

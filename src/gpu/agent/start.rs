@@ -98,8 +98,13 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
 /// Whether what a person has started is ended when they log out, as `KillUserProcesses=` of logind.conf(5) has it.
 fn ends_at_logout(host: &Host) -> bool {
     let login1 = "org.freedesktop.login1";
-    let words =
-        ["get-property", login1, "/org/freedesktop/login1", "org.freedesktop.login1.Manager", "KillUserProcesses"];
+    let words = [
+        "get-property",
+        login1,
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "KillUserProcesses",
+    ];
     host.ask(&Cmd::new("busctl", words)).is_ok_and(|out| out.stdout.trim() == "b true")
 }
 
@@ -136,13 +141,7 @@ fn scope(program: &str, words: Vec<String>) -> Cmd {
 }
 
 /// Pure.
-fn text(
-    site: &Site,
-    program: &str,
-    user: Option<&str>,
-    machine: Option<&str>,
-    grace: u64,
-) -> Result<String> {
+fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, grace: u64) -> Result<String> {
     let patience = grace.saturating_add(WRITING_DOWN);
     let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let (home, run) = (site.home.to_str().context("the agent's home is no UTF-8")?, &site.run);
@@ -228,7 +227,10 @@ mod tests {
         assert!(text.contains("TimeoutStopSec=340\n"), "systemd waits for the script's grace: {text}");
         for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")]
         {
-            assert!(super::text(&site(home), program, Some(user), None, 1).is_err(), "{home} {program} {user}");
+            assert!(
+                super::text(&site(home), program, Some(user), None, 1).is_err(),
+                "{home} {program} {user}"
+            );
         }
     }
 

@@ -180,7 +180,9 @@ fn keep(host: &Host, site: &Site, order: &Order, begun: &Begun, mut log: Writer<
     })?;
     if let Some(killed) = OomKills::read(host).of_script(before).filter(|killed| *killed > 0) {
         // As with its own words: a full disk loses them.
-        let words = format!("[echoes-appliance: for want of memory the kernel has ended processes of it: {killed}]\n");
+        let words = format!(
+            "[echoes-appliance: for want of memory the kernel has ended processes of it: {killed}]\n"
+        );
         let _ = log.write(words.as_bytes());
     }
     Ok(exit)
@@ -202,7 +204,9 @@ fn verdict(code: i32, ending: Option<Ending>, starved: Starved) -> Option<Exit> 
 /// Whether it was ended, rather than came to its end, by what ends whole machines and logins. A shell says of its last
 /// command what the system says of it.
 fn is_signal(code: i32) -> bool {
-    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM].iter().any(|by| 128 + *by as i32 == code)
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM]
+        .iter()
+        .any(|by| 128 + *by as i32 == code)
 }
 
 /// Whether we are to end too; waited for so long. Who kills us meanwhile has us write nothing.

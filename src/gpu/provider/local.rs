@@ -15,11 +15,7 @@ use crate::{
     web::hold,
 };
 use anyhow::Result;
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::Mutex,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Mutex};
 
 pub const HOMES: &str = "/var/lib/echoes-appliance/machine";
 
@@ -96,10 +92,7 @@ impl Provider for Local<'_> {
 #[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use crate::{
-        gpu::agent::processes::MARK,
-        host::System,
-    };
+    use crate::{gpu::agent::processes::MARK, host::System};
     use std::{
         path::Path,
         process::{Child, Command},
@@ -138,7 +131,8 @@ mod tests {
     fn until_asleep(sleepers: &[&Sleeper]) {
         let asleep = || -> Result<()> {
             for sleeper in sleepers {
-                let line = Host::new("/", System).read(Path::new(&format!("/proc/{}/cmdline", sleeper.0.id())))?;
+                let line =
+                    Host::new("/", System).read(Path::new(&format!("/proc/{}/cmdline", sleeper.0.id())))?;
                 anyhow::ensure!(line.unwrap_or_default().starts_with(b"sleep"));
             }
             Ok(())
@@ -198,7 +192,8 @@ mod tests {
         let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid;
         let mut command = Command::new("setpriv");
         let words = ["--reuid", &nobody.to_string(), "--clear-groups", "setsid", "sleep", "600"];
-        let mut stranger = Sleeper::start(command.args(words).env_clear().env(MARK, run.as_str()).current_dir("/"));
+        let mut stranger =
+            Sleeper::start(command.args(words).env_clear().env(MARK, run.as_str()).current_dir("/"));
         until_asleep(&[&stranger]);
         assert_eq!(local.give_back(&run).unwrap(), Vec::<String>::new());
         assert!(stranger.is_alive());

@@ -61,18 +61,28 @@ for agent in "$home"/bin/*/echoes-appliance; do
         break
     fi
 done
-is_ours() {
-    [ -O "/proc/$1" ] && read -r line 2> /dev/null < "/proc/$1/stat" || return 1
-    set -- "$1" ${line##*) }
-    [ "${2-Z}" != Z ] && [ "$1" != $$ ] && { [ "${6-}" = 0 ] || grep -qszxF -e "$mark=$run" "/proc/$1/environ"; }
+marked() {
+    for file in $(grep -lszxF -e "$mark=$run" -e "ECHOES_OUT=$dir/out" /proc/[0-9]*/environ); do
+        if grep -qszxF -e "ECHOES_OUT=$dir/out" "$file" || ! grep -qsz '^ECHOES_OUT=' "$file"; then echo "$file"; fi
+    done | cut -d / -f 3
+}
+inside() {
+    find /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd -maxdepth 1 \
+        '(' -lname "$dir" -o -lname "$dir (deleted)" -o -lname "$dir/*" ')' 2> /dev/null |
+        cut -d / -f 3 | sort -u | while read -r id; do
+        if look "$id" && [ "$terminal" = 0 ]; then echo "$id"; fi
+    done
+}
+look() {
+    state=Z terminal=
+    [ -O "/proc/$1" ] && [ "$1" != $$ ] && read -r line 2> /dev/null < "/proc/$1/stat" || return 1
+    set -- ${line##*") "}
+    state=${1-Z} terminal=${5-}
+    [ "$state" != Z ]
 }
 ours() {
-    {
-        grep -lszxF -e "$mark=$run" -e "ECHOES_OUT=$dir/out" /proc/[0-9]*/environ
-        find /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd -maxdepth 1 \
-            '(' -lname "$dir" -o -lname "$dir (deleted)" -o -lname "$dir/*" ')'
-    } 2> /dev/null | cut -d / -f 3 | sort -nu | while read -r id; do
-        if is_ours "$id"; then echo "$id"; fi
+    { marked; inside; } | sort -nu | while read -r id; do
+        if look "$id"; then echo "$id"; fi
     done
 }
 for id in $(ours); do $as_root kill -KILL "$id" 2> /dev/null; done
@@ -144,7 +154,10 @@ impl<'a> Owned<'a> {
         Ok(match parse_home(&said) {
             Ok(home) => Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }),
             Err(error) => {
-                let hint = format!("give {} a home over there that is an absolute path of letters, digits and . _ - /, and see that its login shell leaves $HOME as it is", self.ssh.user);
+                let hint = format!(
+                    "give {} a home over there that is an absolute path of letters, digits and . _ - /, and see that its login shell leaves $HOME as it is",
+                    self.ssh.user
+                );
                 Rent::Refused(Refusal { class: Class::Final, said: format!("{error:#}"), hint: Some(hint) })
             }
         })
@@ -192,7 +205,9 @@ fn no_shell(ssh: &Ssh, out: &Output) -> Refusal {
     let (user, host) = (&ssh.user, &ssh.host);
     let said = printable(&format!("{} {}", out.stdout.trim(), out.stderr.trim()));
     let hint = if said.contains("sftp") {
-        format!("{user} may do nothing over there but sftp: take away its ForceCommand in sshd_config, or take another account")
+        format!(
+            "{user} may do nothing over there but sftp: take away its ForceCommand in sshd_config, or take another account"
+        )
     } else {
         format!(
             "`ssh {user}@{host} echo here` has to say here: see which login shell {user} has over there, whether its start-up file (~/.bashrc, ~/.cshrc) ends or becomes another program where there is no terminal, and whether sshd has a ForceCommand for it"
@@ -323,18 +338,122 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2Jb\u{7}\n"), "a [2Jb");
     }
 
+    fn answered(code: i32, stdout: &str, stderr: &str) -> Result<Result<String, Refusal>> {
+        understood(&ssh(), &Output { code, stdout: stdout.into(), stderr: stderr.into() })
+    }
+
+    #[test]
+    fn an_answer_stands_between_marks_whatever_a_login_shell_says_around_it() {
+        let host = Host::new("/", System);
+        let script = between_marks("printf %s \"$1\"; printf 'no\\nnewline'");
+        let said = host.run(&Cmd::new("sh", ["-c", &script, "sh", "a b"])).unwrap();
+        assert!(!script.contains(&HALVES.concat()), "what repeats its command answers nothing");
+        for around in [said.clone(), format!("Welcome to gpu1!\n{said}bye\n"), format!("{script}\n{said}")] {
+            assert_eq!(answered(0, &around, "").unwrap().unwrap(), "a bno\nnewline", "{around}");
+        }
+        let failed = host.ask(&Cmd::new("sh", ["-c", &between_marks("echo why >&2; exit 3")])).unwrap();
+        assert_eq!(failed.code, 3);
+        let said = format!("{:#}", understood(&ssh(), &failed).unwrap_err());
+        assert_eq!(said, "asking gpu1: exit status 3: why");
+    }
+
+    #[test]
+    fn an_account_that_runs_nothing_is_refused_at_once_with_its_cure_and_a_bad_connection_is_not() {
+        let refused = |code, stdout: &str, stderr: &str| {
+            let refusal = answered(code, stdout, stderr).unwrap().unwrap_err();
+            assert_eq!(refusal.class, Class::Final);
+            (refusal.said, refusal.hint.unwrap())
+        };
+        let (said, hint) = refused(1, "This service allows sftp connections only.\n", "");
+        assert!(said.contains("This service allows sftp connections only."), "{said}");
+        assert!(hint.contains("another account"), "{hint}");
+        for (code, stdout) in
+            [(0, "Welcome to gpu1!\n"), (1, "This account is currently not available.\n"), (0, "")]
+        {
+            let (said, hint) = refused(code, stdout, "");
+            assert!(said.contains(if stdout.is_empty() { "nothing" } else { stdout.trim() }), "{said}");
+            assert!(hint.contains("~/.bashrc") && hint.contains("ssh ana@gpu1 echo here"), "{hint}");
+        }
+        let mark = HALVES.concat();
+        for (code, stdout) in
+            [(SSH_FAILED, ""), (SSH_FAILED, "Welcome"), (TIMED_OUT, ""), (SSH_FAILED, &*format!("{mark}/ho"))]
+        {
+            assert!(answered(code, stdout, "Connection closed").is_err(), "{code} {stdout}");
+        }
+    }
+
+    #[test]
+    fn with_a_word_missing_nothing_is_removed() {
+        let top = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let at = top.path().to_str().unwrap();
+        // Whatever it would remove, it would do with this.
+        let bin = top.path().join("bin");
+        for name in ["rm", "kill", "find"] {
+            let text = format!("#!/bin/sh\necho \"{name} $*\" >> {at}/done\n");
+            host.write(&bin.join(name), 0o755, text.as_bytes()).unwrap();
+        }
+        let path = format!("{at}/bin:/usr/bin:/bin");
+        let tried = |words: &[&str]| {
+            let cmd =
+                Cmd::new("sh", [&["-c", GIVE_BACK, "sh"], words].concat()).env("PATH", &path).env("HOME", "");
+            host.ask(&cmd).unwrap()
+        };
+        let home = format!("{at}/home");
+        for words in [
+            &["", "", ""][..],
+            &[],
+            &["r1"],
+            &["r1", ""],
+            &["", &home, MARK],
+            &["r1", &home, ""],
+            &["r1", "/", MARK],
+            &["r1", "h", MARK],
+            &["r1", "../h", MARK],
+            &["r1", "/h/../..", MARK],
+            &["r1", "//h", MARK],
+            &["r1", "/h x", MARK],
+            &["../x", &home, MARK],
+            &["a/b", &home, MARK],
+            &["*", &home, MARK],
+        ] {
+            let out = tried(words);
+            assert!(!out.ok() && out.stdout.is_empty(), "{words:?}: {out:?}");
+            assert!(!host.exists(&top.path().join("done")).unwrap(), "{words:?}");
+        }
+        assert!(tried(&["r1", &home, MARK]).ok());
+        let done = host.read_text(&top.path().join("done")).unwrap().unwrap();
+        let removed: Vec<_> = done.lines().filter(|line| line.starts_with("rm ")).collect();
+        assert_eq!(removed, [format!("rm -rf -- {home}/runs/r1")]);
+    }
+
     #[test]
     fn what_is_given_back_leaves_neither_process_nor_file_and_takes_nobody_else_s() {
         let home = tempfile::tempdir().unwrap();
         let host = Host::new("/", System);
         let run = format!("ssh-{}", std::process::id());
         let other = format!("{run}0");
-        for run in [&run, &other] {
-            let script = "exec setsid -f sleep 600 > /dev/null 2>&1 < /dev/null";
-            host.run(&Cmd::new("sh", ["-c", script]).env(MARK, run)).unwrap();
-            host.write(&home.path().join("runs").join(run).join("log"), 0o644, b"x").unwrap();
-        }
         let at = home.path().to_str().unwrap();
+        for run in [&run, &other] {
+            host.write(&home.path().join("runs").join(run).join("out/log"), 0o644, b"x").unwrap();
+        }
+        let dir = home.path().join("runs").join(&run);
+        let dir = dir.to_str().unwrap();
+        // Each is found again by how long it sleeps.
+        let long = |n: u32| format!("{}.{}", 600 + n, std::process::id());
+        let start = |n: u32, before: &str| {
+            let script = format!("{before} exec setsid -f sleep {} > /dev/null 2>&1", long(n));
+            host.run(&Cmd::new("sh", ["-c", &script, "sh", dir])).unwrap();
+        };
+        start(0, &format!("export {MARK}={run};"));
+        start(1, "export ECHOES_OUT=\"$1/out\";");
+        start(2, "cd \"$1/out\" &&");
+        start(3, "exec < \"$1/out/log\";");
+        start(4, &format!("export {MARK}={other};"));
+        start(5, &format!("export {MARK}={run} ECHOES_OUT=/elsewhere/runs/{run}/out;"));
+        start(6, "cd \"$1/..\" &&");
+        let alive =
+            |n: u32| host.ask(&Cmd::new("pgrep", ["-f", &format!("^sleep {}$", long(n))])).unwrap().ok();
         let given_back = |run: &str| {
             let words = ["-c", GIVE_BACK, "sh", run, at, MARK];
             // The kernel takes a moment to bury whoever was ended.
@@ -344,16 +463,19 @@ mod tests {
                 Ok(())
             })
         };
-        let alive = |run: &str| {
-            let mark = format!("{}={run}", MARK);
-            let look = "grep -lszxF -e \"$1\" /proc/[0-9]*/environ; true";
-            !host.run(&Cmd::new("sh", ["-c", look, "sh", &mark])).unwrap().is_empty()
-        };
-        assert!(alive(&run) && alive(&other));
+        crate::patience::Patience::seconds(5)
+            .until(|| {
+                ensure!((0..7).all(alive));
+                Ok(())
+            })
+            .unwrap();
         given_back(&run).unwrap();
-        assert!(!alive(&run) && !home.path().join("runs").join(&run).exists());
-        assert!(alive(&other) && home.path().join("runs").join(&other).exists(), "somebody else's goes on");
+        assert_eq!((0..7).filter(|n| alive(*n)).collect::<Vec<_>>(), [4, 5, 6], "somebody else's go on");
+        assert!(!Path::new(dir).exists() && home.path().join("runs").join(&other).exists());
         given_back(&other).unwrap();
-        assert!(!alive(&other));
+        assert_eq!((0..7).filter(|n| alive(*n)).collect::<Vec<_>>(), [5, 6]);
+        for n in [5, 6] {
+            host.run(&Cmd::new("pkill", ["-f", &format!("^sleep {}$", long(n))])).unwrap();
+        }
     }
 }
