@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr},
@@ -183,14 +184,16 @@ pub struct Docs {
 pub struct Gpu {
     /// Where machines come from: "auto", "local", "azure", or ssh://USER@HOST[:PORT].
     pub provider: ProviderName,
-    /// A run ends after so long; 0 for no limit.
-    pub max_hours: u32,
+    /// A run ends after so long: "auto", or hours, 0 for no limit.
+    pub max_hours: MaxHours,
     /// A run ends before it has cost so many US dollars; 0 for no limit.
     pub max_cost: u32,
     /// So many files of one run come home.
     pub max_result_files: u32,
     /// So many GiB of one run come home; 0 for as many as there is room for.
     pub max_result_gib: u32,
+    /// From the polite request to end until a script is ended: "60s", "5m", "1h", or seconds.
+    pub grace: Grace,
     /// Datasets that runs read, where the command line names none.
     pub data: Vec<String>,
     /// How datasets get to a machine that is rented, where the command line does not say.
@@ -694,6 +697,154 @@ text! {
     }
 }
 
+/// Hours after which a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxHours {
+    /// A day where a machine is rented. What costs nothing has no end that nobody has asked for.
+    Auto,
+    Hours(u32),
+}
+
+impl MaxHours {
+    const WHAT: &str = "hours, as in 24, with 0 for no limit, or \"auto\"";
+
+    /// How many, where a machine is rented or not; 0 for no limit.
+    pub fn hours(self, is_rented: bool) -> u32 {
+        match self {
+            Self::Hours(hours) => hours,
+            Self::Auto => {
+                if is_rented {
+                    24
+                } else {
+                    0
+                }
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MaxHours {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let number = |n| u32::try_from(n).ok().map(Self::Hours);
+        let word = |word: &str| (word == "auto").then_some(Self::Auto);
+        from.deserialize_any(NumberOrWord { what: Self::WHAT, number, word })
+    }
+}
+
+impl Serialize for MaxHours {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => to.serialize_str("auto"),
+            Self::Hours(hours) => to.serialize_u32(*hours),
+        }
+    }
+}
+
+impl JsonSchema for MaxHours {
+    fn schema_name() -> Cow<'static, str> {
+        "MaxHours".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "Hours after which a run ends.",
+            "oneOf": [{ "const": "auto" }, { "type": "integer", "minimum": 0, "maximum": u32::MAX }]
+        })
+    }
+}
+
+/// Seconds that a script is given to end by itself, a day at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace(u32);
+
+impl Grace {
+    const WHAT: &str = "a time of at most a day, such as 60s, 5m or 1h, or in seconds";
+    const MOST: u32 = 86_400;
+
+    pub fn seconds(self) -> u64 {
+        self.0.into()
+    }
+
+    fn of(seconds: i64) -> Option<Self> {
+        u32::try_from(seconds).ok().filter(|seconds| *seconds <= Self::MOST).map(Self)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let of = match unit.trim_start() {
+            "" | "s" => 1,
+            "m" | "min" => 60,
+            "h" => 3600,
+            _ => return None,
+        };
+        Self::of(number.parse::<i64>().ok()?.checked_mul(of)?)
+    }
+}
+
+impl std::str::FromStr for Grace {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text).with_context(|| format!("{text:?} is not {}", Self::WHAT))
+    }
+}
+
+impl<'de> Deserialize<'de> for Grace {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(NumberOrWord { what: Self::WHAT, number: Self::of, word: Self::parse })
+    }
+}
+
+impl Serialize for Grace {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{}s", self.0))
+    }
+}
+
+impl JsonSchema for Grace {
+    fn schema_name() -> Cow<'static, str> {
+        "Grace".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "Seconds that a script is given to end by itself, a day at most.",
+            "oneOf": [
+                { "type": "string", "pattern": "^[0-9]+ ?(s|m|min|h)?$" },
+                { "type": "integer", "minimum": 0, "maximum": Self::MOST }
+            ]
+        })
+    }
+}
+
+/// A value that people write as a number or as a word.
+struct NumberOrWord<N, W> {
+    /// For whoever wrote it otherwise.
+    what: &'static str,
+    number: N,
+    word: W,
+}
+
+impl<T, N: Fn(i64) -> Option<T>, W: Fn(&str) -> Option<T>> serde::de::Visitor<'_> for NumberOrWord<N, W> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.what)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<T, E> {
+        (self.number)(number).ok_or_else(|| E::custom(format_args!("{number} is not {}", self.what)))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<T, E> {
+        self.visit_i64(i64::try_from(number).unwrap_or(i64::MAX))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<T, E> {
+        (self.word)(word).ok_or_else(|| E::custom(format_args!("{word:?} is not {}", self.what)))
+    }
+}
+
 fn is_path(path: &str) -> bool {
     let part = |p: &str| {
         !p.is_empty()
@@ -778,6 +929,40 @@ mod tests {
             ("a.example", 10, true)
         );
         assert_eq!(config.tensorboard.port.get(), 6006);
+    }
+
+    #[test]
+    fn what_costs_nothing_has_no_end_but_one_that_was_asked_for() {
+        let hours = |file: &str, set: &[&str]| {
+            let of = parse(file, set).unwrap().gpu.max_hours;
+            (of.hours(true), of.hours(false))
+        };
+        assert_eq!(hours("", &[]), (24, 0));
+        assert_eq!(hours("[gpu]\nmax_hours = 24", &[]), (24, 24));
+        assert_eq!(hours("[gpu]\nmax_hours = 24", &["gpu.max_hours=auto"]), (24, 0));
+        assert_eq!(hours("", &["gpu.max_hours=0"]), (0, 0));
+        for bad in ["gpu.max_hours=-1", "gpu.max_hours=1.5", "gpu.max_hours=never", "gpu.max_hours=true"] {
+            let said = format!("{:#}", parse("", &[bad]).unwrap_err());
+            assert!(said.contains("hours, as in 24, with 0 for no limit, or \"auto\""), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn grace_is_written_as_people_write_a_time() {
+        let grace =
+            |text: &str| parse("", &[&format!("gpu.grace={text}")]).map(|config| config.gpu.grace.seconds());
+        assert_eq!(parse("", &[]).unwrap().gpu.grace.seconds(), 60);
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("5m", 300), ("5 min", 300), ("1h", 3600), ("0", 0), ("24h", 86_400)]
+        {
+            assert_eq!(grace(text).unwrap(), seconds, "{text}");
+        }
+        for bad in ["-1", "25h", "86401", "m", "5x", "1.5m", "5m5", "true", "99999999999999999999h"] {
+            let said = format!("{:#}", grace(bad).unwrap_err());
+            assert!(said.contains("a time of at most a day, such as 60s, 5m or 1h"), "{bad}: {said}");
+        }
+        let shown = toml::to_string(&Config::default().gpu).unwrap();
+        assert!(shown.contains("grace = \"60s\"") && shown.contains("max_hours = \"auto\""), "{shown}");
     }
 
     #[test]

@@ -14,12 +14,12 @@ pub mod process;
 
 pub use ledger::{Busy, LONGEST, Ledger, Lines};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     fmt, fs,
     io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
 };
 
@@ -304,8 +304,12 @@ impl Host {
     }
 
     /// Remove a directory and all below it. Refuses to start when a file system is mounted in there: what is
-    /// on the far side of a mount is never ours to remove.
+    /// on the far side of a mount is never ours to remove. So does a path that is empty, the root, or not what it seems,
+    /// as one that was made of a variable with nothing in it.
     pub fn remove_tree(&self, path: &Path) -> Result<()> {
+        let names = path.components().filter(|part| matches!(part, Component::Normal(_))).count();
+        let is_plain = path.is_absolute() && names > 0 && names + 1 == path.components().count();
+        ensure!(is_plain, "{path:?} is not a path that is removed with all below it");
         let full = self.path(path);
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mount table")?;
         if let Some(at) =
@@ -537,6 +541,19 @@ mod tests {
         let err =
             Host::new("/", System).run(&Cmd::new("sh", ["-c", "echo no such >&2; exit 3"])).unwrap_err();
         assert_eq!(format!("{err:#}"), "running `sh -c echo no such >&2; exit 3`: exit status 3: no such");
+    }
+
+    #[test]
+    fn a_tree_is_removed_only_where_its_path_says_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        host.write(Path::new("/a/b"), 0o600, b"").unwrap();
+        for bad in ["", "/", "a", ".", "..", "/..", "/a/..", "//"] {
+            assert!(host.remove_tree(Path::new(bad)).is_err(), "{bad:?}");
+        }
+        assert!(host.exists(Path::new("/a/b")).unwrap());
+        host.remove_tree(Path::new("/a/")).unwrap();
+        assert!(!host.exists(Path::new("/a")).unwrap());
     }
 
     #[test]

@@ -218,6 +218,7 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
     let plan = run(dir.path(), &arguments(&["--dry-run", "--max-hours", "0.5"]));
     let expected = "esn: experiments/train.py of DIR\n  1  local      free\n\
                     ends: at the latest after 30 min, and before it costs $5.00\n\
+                    grace: 1 min to save, when it has to end\n\
                     results: /mnt/echoes_data/azure_results/esn, at most 10,000,000 files and what is free\n";
     assert_eq!(plan, said(0, "", expected));
     let printed = run(
@@ -230,8 +231,9 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
         r#"  "source": "local","#,
         r#"  "project": "DIR","#,
         r#"  "script": "experiments/train.py","#,
-        r#"  "max_seconds": 86400,"#,
+        r#"  "max_seconds": null,"#,
         r#"  "max_cost": 5000000,"#,
+        r#"  "grace": 60"#,
     ] {
         assert!(printed.stdout.lines().any(|printed| printed == line), "{line} is not in {}", printed.stdout);
     }

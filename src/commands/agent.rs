@@ -2,17 +2,25 @@
 
 use super::this_machine;
 use crate::gpu::{
-    agent::{attend, settle, site::Site, start, watch},
+    agent::{
+        attend, settle,
+        site::{Site, is_home},
+        start::{self, OUTLIVED},
+        watch,
+    },
     spec::RunId,
     wire::Wire,
 };
 use anyhow::{Result, anyhow};
-use std::path::PathBuf;
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the agent lives
-    #[arg(long)]
+    #[arg(long, value_parser = home)]
     home: PathBuf,
     #[arg(long, value_parser = run_id)]
     run: RunId,
@@ -35,6 +43,11 @@ pub enum Command {
     Leave(Args),
 }
 
+fn home(text: &str) -> Result<PathBuf, String> {
+    let home = Path::new(text);
+    is_home(home).then(|| home.into()).ok_or_else(|| "an absolute path, and not the root".into())
+}
+
 fn run_id(text: &str) -> Result<RunId> {
     RunId::try_from(text.to_owned()).map_err(|why| anyhow!(why))
 }
@@ -45,7 +58,7 @@ pub fn run(command: Command) -> Result<u8> {
     match command {
         Command::Attend(args) => {
             let (site, user) = at(args);
-            settle(&host, &site, user.as_deref())?;
+            settle(&host, &site, user.as_deref(), "attend")?;
             let mut wire = Wire::answering(std::io::stdin(), std::io::stdout())?;
             attend(&host, &site, &mut wire)?;
         }
@@ -55,11 +68,20 @@ pub fn run(command: Command) -> Result<u8> {
         }
         Command::Watch(args) => {
             let (site, user) = at(args);
-            settle(&host, &site, user.as_deref())?;
+            settle(&host, &site, user.as_deref(), "watch")?;
             watch::watch(&host, &site)?;
         }
         Command::Exec(args) => return watch::exec(&host, &at(args).0),
-        Command::Leave(args) => start::leave(&host, &at(args).0)?,
+        Command::Leave(args) => {
+            let alive = start::leave(&host, &at(args).0)?;
+            let mut out = std::io::stdout().lock();
+            for process in alive.left {
+                writeln!(out, "{process}")?;
+            }
+            for process in alive.outlived {
+                writeln!(out, "{OUTLIVED}{process}")?;
+            }
+        }
     }
     Ok(0)
 }

@@ -7,7 +7,7 @@ use super::{
     need_root, this_machine,
 };
 use crate::{
-    config::{self, Config, VariableName},
+    config::{self, Config, Grace, VariableName},
     gpu::{
         data, driver,
         loan::{self, Secrets},
@@ -45,6 +45,9 @@ pub struct Args {
     provider: Option<Source>,
     #[command(flatten)]
     wish: wish::Flags,
+    /// When it has to end: how long it may take to save what it has, as in 60s, 5m or 1h
+    #[arg(long, value_name = "TIME")]
+    grace: Option<Grace>,
     /// A dataset of the data disk that it reads, as in ucf101
     #[arg(long, value_name = "NAME")]
     data: Vec<String>,
@@ -120,6 +123,7 @@ impl Args {
             arguments: vec![run.to_string()],
             provider: Some(source),
             wish,
+            grace: None,
             data: Vec::new(),
             data_by: None,
             out: Vec::new(),
@@ -226,7 +230,7 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
             no().or_try(format_args!("leave {flag} out")).context(Code(USAGE))?;
         }
     }
-    let mut wish = args.wish.over(&config.gpu);
+    let mut wish = args.wish.over(&config.gpu, source == Source::Azure);
     if source != Source::Azure {
         wish = wish::Flags { sizes: Vec::new(), regions: Vec::new(), spot: None, ..wish };
     }
@@ -275,6 +279,7 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         out: args.out,
         env: args.env,
         secrets: args.secret.iter().map(|one| named(one).0.to_owned()).collect(),
+        grace: args.grace.unwrap_or(config.gpu.grace).seconds(),
     })
 }
 
@@ -352,11 +357,14 @@ fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &str) -> Strin
     let hours = spec.max_seconds.map(|n| format!("after {}", lasting(n)));
     let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
     let limits: Vec<_> = hours.into_iter().chain(money).collect();
-    lines.push(if limits.is_empty() {
-        "ends: when it ends".into()
-    } else {
-        format!("ends: at the latest {}", limits.join(", and "))
+    lines.push(match (limits.is_empty(), &spec.source) {
+        (false, _) => format!("ends: at the latest {}", limits.join(", and ")),
+        (true, Source::Azure) => "ends: when it ends".into(),
+        (true, _) => {
+            "ends: when it ends; nothing is rented, so there is no limit but one that is asked for".into()
+        }
     });
+    lines.push(format!("grace: {} to save, when it has to end", lasting(spec.grace)));
     lines.push(results.to_owned());
     lines.join("\n")
 }

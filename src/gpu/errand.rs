@@ -51,8 +51,6 @@ const FOLLOWING: Bounds = Bounds { silence: Duration::from_secs(45), whole: Dura
 pub const FOLLOWED: Duration = Duration::from_secs(8 * 60);
 /// Of a script whose words cannot be written here.
 const UNHEARD: Duration = Duration::from_secs(2);
-/// From the polite request to end until a script is ended.
-const GRACE: u64 = 20;
 /// Somebody saves a file just then; not every time.
 const TRIES: u32 = 5;
 
@@ -94,7 +92,6 @@ pub struct Errand<'a> {
     say: &'a (dyn Fn(&str) + Sync),
     /// What goes over there: this program, unless a test says otherwise.
     program: PathBuf,
-    grace: u64,
     hash: OnceLock<String>,
     home: Mutex<Option<Arc<Home<'a>>>>,
     /// What this run is made from, as far as it was looked at.
@@ -111,15 +108,15 @@ struct Talk {
 
 impl<'a> Errand<'a> {
     pub fn new(host: &'a Host, given: Given, say: &'a (dyn Fn(&str) + Sync)) -> Self {
-        let (program, grace) = ("/proc/self/exe".into(), GRACE);
+        let program = "/proc/self/exe".into();
         let (hash, home, made_from) = (OnceLock::new(), Mutex::new(None), Mutex::default());
         let closing = Arc::default();
-        Self { host, given, say, program, grace, hash, home, made_from, closing }
+        Self { host, given, say, program, hash, home, made_from, closing }
     }
 
     #[cfg(test)]
-    fn with(self, program: PathBuf, grace: u64) -> Self {
-        Self { program, grace, ..self }
+    fn with(self, program: PathBuf) -> Self {
+        Self { program, ..self }
     }
 
     fn site(spec: &Spec, machine: &Machine) -> Site {
@@ -159,7 +156,8 @@ impl<'a> Errand<'a> {
     fn bring(&self, machine: &Machine) -> Result<()> {
         let dir = self.there(machine)?;
         let program = self.host.read(&self.program)?.context("this program went away")?;
-        let script = "set -e; umask 022; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
+        // What is removed has a name, whatever we were given.
+        let script = "set -eu; umask 022; case \"${1:?}\" in /?*) ;; *) exit 64 ;; esac; : \"${2:?}\"; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
                       cat > \"$new\"; set -- \"$1\" \"$2\" $(sha256sum < \"$new\"); [ \"$2\" = \"$3\" ]; \
                       chmod 755 \"$new\"; mv -f \"$new\" \"$1/echoes-appliance\"; trap - EXIT";
         let dir = dir.to_str().context("the agent's home is no UTF-8")?;
@@ -319,7 +317,7 @@ impl<'a> Errand<'a> {
             env: self.given.env.iter().cloned().chain(self.told()).chain(spec.env.iter().cloned()).collect(),
             out: spec.out.iter().map(|path| rel(path)).collect::<Result<_>>()?,
             max_seconds: spec.max_seconds,
-            grace: self.grace,
+            grace: spec.grace,
             authority: self.given.authority.clone(),
             azure: matches!(spec.source, Source::Azure),
         })

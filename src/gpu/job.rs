@@ -25,6 +25,15 @@ pub enum Exit {
     Stopped,
     /// The machine is taken away.
     Evicted,
+    /// The kernel has ended it, as there was no memory left.
+    OutOfMemory,
+}
+
+impl Exit {
+    /// Whether the script is no more, whoever asks: nobody had to tell it to end.
+    pub fn is_by_itself(&self) -> bool {
+        matches!(self, Self::Code(_) | Self::OutOfMemory)
+    }
 }
 
 impl fmt::Display for Exit {
@@ -34,6 +43,7 @@ impl fmt::Display for Exit {
             Self::Deadline => f.write_str("its time or its money was used up"),
             Self::Stopped => f.write_str("stopped"),
             Self::Evicted => f.write_str("the machine was taken away"),
+            Self::OutOfMemory => f.write_str("out of memory"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! How a run is, in one line: how far its script says that it is, how busy its machine is, what it has cost, and when it
-//! ends at the latest. Pure. The first two are the words of a machine that nobody believes in, and are made harmless.
+//! ends at the latest, or how long it has to save what it has. Pure. The first two are the words of a machine that nobody believes in, and are made harmless.
 
 use super::{agent::samples::Sample, receipt::dollars, state::State};
-use crate::ui::moment;
+use crate::ui::{lasting, moment};
 use serde_json::Value;
 use time::OffsetDateTime;
 
@@ -49,6 +49,45 @@ pub fn money(state: &State, now: OffsetDateTime) -> String {
     format!("{cost}{most}{ends}")
 }
 
+/// Seconds before a script is killed, from which on that is said.
+const SOON: i64 = 10;
+
+/// How a script that was told to end is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Countdown {
+    Saving(i64),
+    /// It is killed in so many seconds.
+    Soon(i64),
+    Killed,
+}
+
+impl Countdown {
+    /// None where nothing has to end.
+    pub fn of(state: &State, now: OffsetDateTime) -> Option<Self> {
+        let left = (state.killed_at()? - now).whole_seconds();
+        Some(match left {
+            ..=0 => Self::Killed,
+            ..=SOON => Self::Soon(left),
+            _ => Self::Saving(left),
+        })
+    }
+
+    /// Whether the other has nothing more to say where lines stay.
+    pub fn is_like(self, other: Self) -> bool {
+        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    }
+}
+
+impl std::fmt::Display for Countdown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Saving(left) => write!(f, "stopping: {} left to save", lasting(left.unsigned_abs())),
+            Self::Soon(left) => write!(f, "stopping: {left} s left to save, then it is killed"),
+            Self::Killed => f.write_str("stopping: its time to save is over, and it is killed"),
+        }
+    }
+}
+
 /// Nothing in a name moves a cursor or takes the whole line.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| c.is_ascii_graphic()).take(NAME).collect()
@@ -62,7 +101,14 @@ fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{agent::samples::Gpu, provider::Offer, spec::Spec, state::Event};
+    use crate::gpu::{
+        agent::samples::Gpu,
+        job::Exit,
+        provider::{Machine, Offer},
+        spec::Spec,
+        state::Event,
+        target::Target,
+    };
     use serde_json::json;
 
     #[test]
@@ -102,5 +148,35 @@ mod tests {
         let state = State::asked(at, &asked).unwrap().after(at, &renting).unwrap();
         let later = at + time::Duration::hours(1);
         assert_eq!(money(&state, later), "$1.00 of $5.00 · ends by 1970-01-01 04:50 UTC");
+    }
+
+    #[test]
+    fn how_long_a_script_has_to_save_is_counted_down_and_its_end_is_announced() {
+        let at = OffsetDateTime::UNIX_EPOCH;
+        let asked = Event::Asked {
+            spec: Box::new(Spec { grace: 60, ..Spec::example("r") }),
+            offers: vec![Offer::example("a")],
+        };
+        let machine = Machine { target: Target::Local, home: "/h".into(), data: None };
+        let events = [
+            Event::Renting { offer: Offer::example("a") },
+            Event::Rented { machine },
+            Event::Prepared,
+            Event::Started,
+        ];
+        let running = events
+            .iter()
+            .fold(State::asked(at, &asked).unwrap(), |state, event| state.after(at, event).unwrap());
+        assert_eq!(Countdown::of(&running, at), None);
+        let told = at + time::Duration::hours(1);
+        let stopping = running.after(told, &Event::Ending { exit: Exit::Stopped }).unwrap();
+        let said =
+            |seconds| Countdown::of(&stopping, told + time::Duration::seconds(seconds)).unwrap().to_string();
+        assert_eq!(said(0), "stopping: 1 min left to save");
+        assert_eq!(said(17), "stopping: 43 s left to save");
+        assert_eq!(said(52), "stopping: 8 s left to save, then it is killed");
+        assert_eq!(said(61), "stopping: its time to save is over, and it is killed");
+        let ended = stopping.after(told, &Event::Exited { exit: Exit::Stopped }).unwrap();
+        assert_eq!(Countdown::of(&ended, told), None, "it is not counted on while results come home");
     }
 }

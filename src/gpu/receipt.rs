@@ -24,6 +24,8 @@ pub const STOPPED: u8 = 85;
 pub const FAILED: u8 = 86;
 /// The script ended well, and not all that it made is home.
 pub const NOT_HOME: u8 = 87;
+/// As a shell says it of whom the kernel has killed.
+pub const OUT_OF_MEMORY: u8 = 137;
 
 #[derive(Debug, Serialize)]
 pub struct Receipt {
@@ -39,6 +41,9 @@ pub struct Receipt {
     pub cost: u64,
     /// All that was rented was looked for, at Azure twice, and nothing was left.
     pub proven_gone: bool,
+    /// Processes that were found over there, and are not for us to end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outlived: Vec<String>,
     pub results: PathBuf,
     pub all_home: bool,
     pub why_not_home: Option<String>,
@@ -67,6 +72,7 @@ impl Receipt {
             rentals: state.rentals.clone(),
             cost: state.cost(now),
             proven_gone: state.phase == Phase::Done,
+            outlived: state.outlived.clone(),
             results: results.into(),
             all_home: is_all_home(state),
             why_not_home: state.unfetched.clone(),
@@ -100,6 +106,9 @@ impl Receipt {
             (true, false, None) => "gone: all of it".into(),
             (true, false, Some(_)) => "gone: all of it, but for what it made".into(),
         });
+        if !self.outlived.is_empty() {
+            lines.push(format!("outlived it, and not ours to end: {}", self.outlived.join(", ")));
+        }
         let home = self.results.display();
         lines.push(match (&self.left, &self.why_not_home) {
             (None, None) => format!("results: {home}"),
@@ -210,6 +219,7 @@ fn status_of(outcome: &Outcome) -> u8 {
         Outcome::Exit(Exit::Code(code)) => u8::try_from(*code).unwrap_or(FAILED),
         Outcome::Exit(Exit::Deadline) => USED_UP,
         Outcome::Exit(Exit::Stopped) => STOPPED,
+        Outcome::Exit(Exit::OutOfMemory) => OUT_OF_MEMORY,
         Outcome::Exit(Exit::Evicted) | Outcome::Lost(_) => SPOT_LOST,
         Outcome::Refused(refusal) => match refusal.class {
             Class::Capacity => NO_CAPACITY,
@@ -263,5 +273,6 @@ mod tests {
         assert_eq!(status_of(&Outcome::Exit(Exit::Code(300))), FAILED);
         assert_eq!(status_of(&Outcome::Exit(Exit::Deadline)), USED_UP);
         assert_eq!(status_of(&Outcome::Lost("x".into())), SPOT_LOST);
+        assert_eq!(status_of(&Outcome::Exit(Exit::OutOfMemory)), 137);
     }
 }

@@ -39,8 +39,8 @@ const FETCH: Duration = Duration::from_secs(15);
 /// The same where seconds count.
 const SOON: Duration = Duration::from_millis(200);
 
-/// A script that was told to end, and a machine that counts by another clock.
-const GRACE: Duration = Duration::from_secs(180);
+/// Beyond its grace, for a script that was told to end: a machine that counts by another clock, and one that is told late.
+const TOLD: Duration = Duration::from_secs(160);
 
 /// Results are worth waiting for, though not for ever: the machine costs.
 const HOME: Duration = Duration::from_secs(30 * 60);
@@ -232,7 +232,7 @@ impl Runner<'_> {
             return self.last_minute(state, mind, now);
         }
         match self.job.poll(&state.spec, machine) {
-            Ok(None | Some(Stand::Running)) if state.ending.is_some() && now - state.since > GRACE => {
+            Ok(None | Some(Stand::Running)) if state.ending.is_some() && now - state.since > grace(state) => {
                 Next::Happened(Event::Failed { why: "it did not end when told to".into() })
             }
             Ok(news @ (None | Some(Stand::Running))) => {
@@ -249,7 +249,7 @@ impl Runner<'_> {
             }
             Ok(Some(Stand::Exited(exit))) => Next::Happened(Event::Exited { exit }),
             Err(error) => self.lost(state).unwrap_or_else(|| {
-                let patience = if state.ending.is_some() { GRACE } else { SILENCE };
+                let patience = if state.ending.is_some() { grace(state) } else { SILENCE };
                 self.again(mind, now, &error, patience)
             }),
         }
@@ -277,7 +277,7 @@ impl Runner<'_> {
 
     fn fetch(&self, state: &State, mind: &mut Mind, now: OffsetDateTime) -> Next {
         // A script that did not end by itself may run on, and nothing is complete while it does.
-        let by_itself = matches!(state.outcome, Some(Outcome::Exit(Exit::Code(_))));
+        let by_itself = matches!(&state.outcome, Some(Outcome::Exit(exit)) if exit.is_by_itself());
         if !by_itself && !mind.told_to_end {
             let told = machine(state).and_then(|machine| self.job.stop(&state.spec, machine));
             mind.told_to_end = told.is_ok();
@@ -289,7 +289,7 @@ impl Runner<'_> {
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
         let late = match state.is_pull() || !self.provider.is_paid() {
             true => now - state.since > HOME_FROM_COPY,
-            false => spent || now - state.since > HOME,
+            false => spent || now - state.since > HOME + Duration::from_secs(state.spec.grace),
         };
         let next = match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
             Ok(Fetched::Home(left)) if left.is_empty() => Next::Happened(Event::Fetched),
@@ -344,6 +344,11 @@ impl Runner<'_> {
         // Each is tried whatever became of the other: a password file that cannot be written keeps no machine.
         let loan = self.loan.take_back(state);
         let left = self.provider.give_back(&state.spec.run);
+        let outlived = self.provider.outlived();
+        let news: Vec<_> = outlived.into_iter().filter(|one| !state.outlived.contains(one)).collect();
+        if !news.is_empty() {
+            return Next::Happened(Event::Outlived { processes: news });
+        }
         match (loan, left) {
             (Ok(()), Ok(left)) if left.is_empty() => {
                 let before = std::mem::replace(&mut mind.clean, true);
@@ -408,6 +413,11 @@ impl Runner<'_> {
         *tries += 1;
         Next::Wait(Duration::from_secs(1 << (*tries - 1).min(6)).min(Duration::from_secs(60)))
     }
+}
+
+/// How long a script that was told to end is waited for.
+fn grace(state: &State) -> Duration {
+    Duration::from_secs(state.spec.grace).saturating_add(TOLD)
 }
 
 fn machine(state: &State) -> Result<&super::provider::Machine> {

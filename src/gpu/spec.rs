@@ -198,6 +198,19 @@ pub struct Spec {
     /// Names alone: a secret's value is in no journal.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Seconds from the polite request to end until it is ended.
+    #[serde(default = "old_grace", skip_serializing_if = "is_old_grace")]
+    pub grace: u64,
+}
+
+/// What every script was given before it could be chosen.
+fn old_grace() -> u64 {
+    20
+}
+
+/// An old journal is written as it was read.
+fn is_old_grace(grace: &u64) -> bool {
+    *grace == old_grace()
 }
 
 #[cfg(test)]
@@ -221,6 +234,7 @@ impl Spec {
             out: Vec::new(),
             env: Vec::new(),
             secrets: Vec::new(),
+            grace: old_grace(),
         }
     }
 }
@@ -252,6 +266,14 @@ mod tests {
         assert_eq!(serde_json::from_value::<Spec>(old).unwrap().original, None);
         let machine = r#"{"target": "local", "home": "/home"}"#;
         assert_eq!(serde_json::from_str::<crate::gpu::provider::Machine>(machine).unwrap().data, None);
+    }
+
+    #[test]
+    fn a_run_that_was_asked_for_before_grace_could_be_chosen_has_what_it_had_then() {
+        let mut old = serde_json::to_value(Spec { grace: 300, ..Spec::example("r1") }).unwrap();
+        assert_eq!(serde_json::from_value::<Spec>(old.clone()).unwrap().grace, 300);
+        old.as_object_mut().unwrap().remove("grace");
+        assert_eq!(serde_json::from_value::<Spec>(old).unwrap().grace, 20);
     }
 
     #[test]

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use std::{collections::VecDeque, fmt, time::Duration};
 use time::OffsetDateTime;
 
-/// Of the money that a run may cost, so much time's worth is kept for bringing home and giving back.
-const RESERVE: Duration = Duration::from_secs(600);
+/// Of the money that a run may cost, so much time's worth is kept for bringing home and giving back, besides what its script
+/// is given to end.
+const RESERVE: Duration = Duration::from_secs(580);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -104,6 +105,10 @@ pub enum Event {
     /// It has to end: a person asked for it, or its time or its money is used up.
     Ending {
         exit: Exit,
+    },
+    /// Processes that were found where it ran, and are not for us to end.
+    Outlived {
+        processes: Vec<String>,
     },
     /// Nothing of it is left, and that was looked at twice.
     Returned,
@@ -197,6 +202,8 @@ pub struct State {
     pub unfetched: Option<String>,
     /// What cannot come home, where that was all that is missing.
     pub left: Option<Left>,
+    /// What was found where it ran, and is not for us to end.
+    pub outlived: Vec<String>,
     /// Where the rest of it may be: being kept, or kept.
     pub kept: Option<Keep>,
     /// The newest try to bring that home; none: nobody has tried.
@@ -242,6 +249,7 @@ impl State {
             outcome: None,
             unfetched: None,
             left: None,
+            outlived: Vec::new(),
             kept: None,
             pulled: None,
             before: 0,
@@ -384,6 +392,10 @@ impl State {
                 self.conclude(Outcome::Exit(exit.clone()));
                 Return
             }
+            (Return, Event::Outlived { processes }) => {
+                self.outlived.extend(processes.iter().cloned());
+                Return
+            }
             (Return, Event::Returned) => {
                 if let Some(rental) = self.renting_mut() {
                     rental.returned = Some(at);
@@ -469,9 +481,18 @@ impl State {
         let money = self.spec.max_cost.zip(self.renting()).and_then(|(most, rental)| {
             let before = self.cost(rental.asked);
             let paid = most.saturating_sub(before).saturating_mul(3600).checked_div(rental.offer.price)?;
-            rental.asked.checked_add(seconds(paid.saturating_sub(RESERVE.as_secs())))
+            rental
+                .asked
+                .checked_add(seconds(paid.saturating_sub(RESERVE.as_secs().saturating_add(self.spec.grace))))
         });
         time.into_iter().chain(money).min()
+    }
+
+    /// When a script that was told to end is ended, by headquarters' clock. The machine hears of it a little later.
+    pub fn killed_at(&self) -> Option<OffsetDateTime> {
+        let grace = time::Duration::seconds(i64::try_from(self.spec.grace).unwrap_or(i64::MAX / 2));
+        self.ending.as_ref().filter(|_| self.phase == Phase::Watch)?;
+        self.since.checked_add(grace)
     }
 
     /// What the machine is told: the time that is left by the clock and by the money, so that it ends by itself when

@@ -145,7 +145,7 @@ mod tests {
         // A journal that says nothing yet is no run.
         host.write(&runs::dir(&run("torn")).join("journal.jsonl"), 0o600, b"{\"v\":1,\"at").unwrap();
 
-        let local = Local { host: &host, homes: "/homes".into() };
+        let local = Local::new(&host, "/homes".into());
         let found = look(&host, &[&local]).unwrap();
         let stray = |name: &str| Loose::Stray(run(name), format!("/homes/ana/runs/{name}"));
         let nameless = Loose::Nameless("/homes/ana/runs/What Is This".into());

@@ -157,6 +157,17 @@ impl Host {
         anyhow::Error::new(error).context(format!("starting {}", cmd.program))
     }
 
+    /// Be that program from now on, where we are and with the environment that we have, but for what the command sets and
+    /// what is named. Returns only when that cannot be.
+    pub fn go_on_as(&self, cmd: &Cmd, without: &[&str]) -> anyhow::Error {
+        let mut command = Command::new(&cmd.program);
+        for name in without {
+            command.env_remove(name);
+        }
+        let error = command.args(&cmd.args).envs(cmd.env.iter().map(|(k, v)| (k, v))).exec();
+        anyhow::Error::new(error).context(format!("starting {}", cmd.program))
+    }
+
     /// To be written on at its end; made if need be, for its owner alone.
     pub fn append(&self, path: &Path) -> Result<Mouth> {
         use std::os::unix::fs::OpenOptionsExt as _;

@@ -10,6 +10,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_echoes-appliance");
 mod azure;
 mod contract;
 mod deaths;
+mod ends;
 mod hostile;
 mod local;
 mod mlflow;

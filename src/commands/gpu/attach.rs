@@ -10,7 +10,7 @@ use crate::{
         home::NOTHING,
         left::{Left, LeftFile},
         log::Harmless,
-        pulse,
+        pulse::{self, Countdown},
         receipt::{NOT_PROVEN_GONE, pull_status, status},
         runs,
         spec::RunId,
@@ -112,6 +112,7 @@ pub fn follow(
         rest: String::new(),
         pulse: Instant::now(),
         left: Left::default(),
+        countdown: None,
     };
     block_on(async {
         let mut looks = 0;
@@ -156,6 +157,8 @@ struct Watch<'a> {
     pulse: Instant,
     /// What is left on the machine, as it was last said.
     left: Left,
+    /// What was said last of how long it has to end.
+    countdown: Option<Countdown>,
 }
 
 impl Watch<'_> {
@@ -221,11 +224,21 @@ impl Watch<'_> {
         let (_, step) = self.step.get_or_insert_with(begin);
         if state.phase == Phase::Watch {
             let doing = runs::read_pulse(self.host, self.run)?.filter(|words| !words.is_empty());
-            let pulse: Vec<_> = doing.into_iter().chain([pulse::money(state, now)]).collect();
+            let countdown = Countdown::of(state, now);
+            let ends = countdown.map(|countdown| countdown.to_string());
+            let pulse: Vec<_> =
+                ends.clone().into_iter().chain(doing).chain([pulse::money(state, now)]).collect();
             let pulse = pulse.join(" · ");
             step.detail(&pulse);
             // Lines that stay come now and then.
-            if !self.ui.is_live() && self.pulse.elapsed() > PULSE {
+            if let (Some(now), Some(words)) = (countdown, ends)
+                && !self.countdown.is_some_and(|said| said.is_like(now))
+            {
+                self.countdown = Some(now);
+                if !self.ui.is_live() && !self.json {
+                    self.ui.say(words);
+                }
+            } else if !self.ui.is_live() && self.pulse.elapsed() > PULSE {
                 self.pulse = Instant::now();
                 self.ui.say(pulse);
             }

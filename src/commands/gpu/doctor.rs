@@ -151,8 +151,18 @@ fn machine(host: &Arc<Host>, config: &Config, source: Source) -> Result<Answer> 
     let Source::Ssh { user, host: at, port } = source else {
         return Ok(Answer::good("machine", name));
     };
-    let owned = Owned { host, ssh: reach(&config.gpu, &user, &at, port) };
+    let owned = Owned::new(host, reach(&config.gpu, &user, &at, port));
     Ok(match owned.meet() {
+        // What cannot be asked is no problem of its own.
+        Ok(Rent::Here(_)) if owned.ends_at_logout().unwrap_or(false) => {
+            let found = format!(
+                "{name} answers, but a connection that closes takes a script along (KillUserProcesses=yes)"
+            );
+            let fix = format!(
+                "over there: `loginctl enable-linger {user}` as root; else such a script has another attempt"
+            );
+            Answer::bad("machine", found, fix)
+        }
         Ok(Rent::Here(_) | Rent::Coming(_)) => Answer::good("machine", format!("{name} answers")),
         Ok(Rent::Refused(refusal)) => Answer::bad("machine", refusal.said, refusal.hint.unwrap_or_default()),
         Err(error) => Answer::bad("machine", format!("{error:#}"), "see whether it is on"),

@@ -88,6 +88,7 @@ fn words(event: &Event) -> String {
         Event::Pulling { .. } => "what was kept is to come home".into(),
         Event::Failed { why } => format!("failed: {why}"),
         Event::Ending { exit } => format!("it has to end: {exit}"),
+        Event::Outlived { processes } => format!("not ours to end: {}", processes.join(", ")),
         Event::Returned => "all of it is given back".into(),
     }
 }

@@ -31,7 +31,7 @@ const NONE: u8 = 3;
 pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = Arc::new(this_machine());
     let config = settings.read(&host)?;
-    let wish::Flags { sizes, regions, spot, max_seconds, max_cost } = args.wish.over(&config.gpu);
+    let wish::Flags { sizes, regions, spot, max_seconds, max_cost } = args.wish.over(&config.gpu, true);
     let sizes = if sizes.is_empty() { SIZES.map(Into::into).to_vec() } else { sizes };
     let today = OffsetDateTime::now_utc().date();
     // What nobody has any more is answered without asking anybody.

@@ -4,7 +4,7 @@ use super::{drivers_words, known};
 use crate::{
     commands::{config::Settings, need_root, this_machine},
     gpu::{driver, runs, spec::RunId, state::Phase},
-    ui::Ui,
+    ui::{Ui, lasting},
 };
 use anyhow::Result;
 
@@ -22,7 +22,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     need_root(&host)?;
     let mut told = Vec::new();
     for run in &args.runs {
-        if known(&host, run)?.phase == Phase::Done {
+        let state = known(&host, run)?;
+        if state.phase == Phase::Done {
             ui.say(format_args!("{run} is over"));
             continue;
         }
@@ -32,7 +33,11 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
             driver::start(&host, run, &drivers_words(settings))?;
         }
         told.push(run);
-        ui.say(format_args!("{run} is told to end; what it has made comes home first"));
+        let grace = match state.phase {
+            Phase::Watch => format!("; it has {} to save", lasting(state.spec.grace)),
+            _ => String::new(),
+        };
+        ui.say(format_args!("{run} is told to end{grace}; what it has made comes home first"));
     }
     if args.json {
         ui.out(serde_json::json!({ "stopping": told }));

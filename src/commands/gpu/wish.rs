@@ -13,7 +13,7 @@ pub struct Flags {
     /// Whether to rent what is cheap because it may be taken away
     #[arg(long, value_enum)]
     pub spot: Option<Spot>,
-    /// End it after so many hours; 0 for no limit
+    /// End it after so many hours; 0 for no limit. Without it, a day where a machine is rented
     #[arg(long = "max-hours", value_name = "HOURS", value_parser = hours)]
     pub max_seconds: Option<u64>,
     /// End it before it has cost so many US dollars; 0 for no limit
@@ -22,8 +22,8 @@ pub struct Flags {
 }
 
 impl Flags {
-    /// What the command line leaves open, as the settings have it.
-    pub fn over(self, set: &config::Gpu) -> Self {
+    /// What the command line leaves open, as the settings have it where a machine is rented or not.
+    pub fn over(self, set: &config::Gpu, is_rented: bool) -> Self {
         let limit = |flag: Option<u64>, setting: u32, of: u64| {
             Some(flag.unwrap_or(u64::from(setting) * of)).filter(|most| *most > 0)
         };
@@ -31,7 +31,7 @@ impl Flags {
             sizes: or(self.sizes, &set.azure.vm_size),
             regions: or(self.regions, &set.azure.region),
             spot: self.spot.or(Some(set.azure.spot)),
-            max_seconds: limit(self.max_seconds, set.max_hours, 3600),
+            max_seconds: limit(self.max_seconds, set.max_hours.hours(is_rented), 3600),
             max_cost: limit(self.max_cost, set.max_cost, 1_000_000),
         }
     }

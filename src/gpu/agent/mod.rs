@@ -8,6 +8,8 @@ pub mod environment;
 pub mod give;
 pub mod mirror;
 pub mod notice;
+pub mod oom;
+pub mod processes;
 pub mod samples;
 pub mod site;
 pub mod start;
@@ -19,7 +21,7 @@ use super::{
     wire::Wire,
 };
 use crate::host::{
-    Busy, Host,
+    Busy, Cmd, Host,
     beneath::{Beneath, OnDisk, Rel},
     mounts,
 };
@@ -33,8 +35,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The run's directory is there, and everything below it is this user's, whose process this is from now on.
-pub fn settle(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
+/// As systemd gives it to whatever it starts.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a login tells of where its person keeps things: another's, where sudo has handed it on.
+const ANOTHERS: [&str; 6] =
+    ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "MAIL"];
+
+/// The run's directory is there, and everything below it is this user's, whose process this is from now on: where root
+/// becomes one, it begins anew with the same verb, in that person's own environment.
+pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Result<()> {
     let user = user.filter(|_| geteuid().is_root()).map(|name| -> Result<User> {
         User::from_name(name)?.with_context(|| format!("there is no user {name} on this machine"))
     });
@@ -69,9 +79,22 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
         initgroups(&name, user.gid).context("taking the user's groups")?;
         setgid(user.gid).context("taking the user's group")?;
         setuid(user.uid).with_context(|| format!("becoming {}", user.name))?;
+        // uv looks for its interpreters in $HOME, and would not find root's.
+        return Err(host.go_on_as(&anew(site, &user, verb), &ANOTHERS));
     }
     host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;
     Ok(())
+}
+
+/// Pure.
+fn anew(site: &Site, user: &User, verb: &str) -> Cmd {
+    let shell = user.shell.to_string_lossy();
+    Cmd::new("/proc/self/exe", site.words(verb))
+        .env("HOME", &user.dir.to_string_lossy())
+        .env("USER", &user.name)
+        .env("LOGNAME", &user.name)
+        .env("SHELL", if shell.is_empty() { "/bin/sh" } else { &shell })
+        .env("PATH", PATH)
 }
 
 /// Answer until the other side has no more questions.

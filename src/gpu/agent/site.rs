@@ -8,9 +8,9 @@ use crate::{
         beneath::{Rel, Spelling, Stamp},
     },
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -34,6 +34,13 @@ impl Site {
 
     pub fn dir(&self) -> PathBuf {
         self.home.join("runs").join(self.run.as_str())
+    }
+
+    /// The same, for who removes it: an empty home, or one that leads up, would make it somebody else's.
+    pub fn removable(&self) -> Result<PathBuf> {
+        let home = &self.home;
+        ensure!(is_home(home), "{home:?} is no home of an agent's: nothing is removed below it");
+        Ok(self.dir())
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -89,6 +96,11 @@ impl Site {
         self.at("stop.json")
     }
 
+    /// Processes of the script's that its keeper could not end.
+    pub fn outlived(&self) -> PathBuf {
+        self.at("outlived.json")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.at("watch.lock")
     }
@@ -134,6 +146,14 @@ pub struct Order {
     pub authority: Option<String>,
     /// Azure tells the machine before it takes it away.
     pub azure: bool,
+}
+
+/// Whether an agent may live there.
+pub fn is_home(home: &Path) -> bool {
+    let mut parts = home.components();
+    parts.next() == Some(Component::RootDir)
+        && parts.clone().next().is_some()
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 pub type Secrets = Vec<(String, String)>;
@@ -292,3 +312,19 @@ pub struct Page {
 
 /// The longest piece.
 pub const PAGE: u64 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_removed_but_below_a_home() {
+        let run = RunId::try_from("r".to_owned()).unwrap();
+        let removable = |home: &str| Site { home: home.into(), run: run.clone() }.removable();
+        assert_eq!(removable("/h/.echoes-appliance").unwrap(), Path::new("/h/.echoes-appliance/runs/r"));
+        // As with an empty $HOME, or none.
+        for home in ["", "/", ".", "..", "h", ".echoes-appliance", "/h/../..", "/..", "//"] {
+            assert!(removable(home).is_err(), "{home:?}");
+        }
+    }
+}

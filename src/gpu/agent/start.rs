@@ -2,18 +2,15 @@
 //! so that it comes back after a restart of the machine with the deadline it had; else a process of its own.
 
 use super::{
-    site::{Site, Standing, read},
-    watch,
+    processes::{self, Alive},
+    site::{Order, Site, Standing, read},
 };
 use crate::{
     host::{Busy, Cmd, Host},
     patience::Patience,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
-};
+use nix::unistd::{User, geteuid};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -21,6 +18,12 @@ use std::{
 
 /// As `sd_booted(3)` asks.
 const SYSTEMD: &str = "/run/systemd/system";
+
+/// What `agent leave` says before each process that it has found and may not end.
+pub const OUTLIVED: &str = "outlived ";
+
+/// What a unit's keeper may take beyond its script's grace, to see it end and to write that down.
+const WRITING_DOWN: u64 = 40;
 
 /// The number of this machine, which a copy of its disk in another machine does not bring along.
 const MACHINE: &str = "/sys/class/dmi/id/product_uuid";
@@ -60,18 +63,25 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let booted = host.exists(Path::new(SYSTEMD))?;
+    let program = || host.run(&Cmd::new("readlink", [format!("/proc/{}/exe", std::process::id())]));
     if booted && geteuid().is_root() {
-        let program = host.run(&Cmd::new("readlink", [format!("/proc/{}/exe", std::process::id())]))?;
+        let program = program()?;
         // Where it cannot be read, a machine has no number of its own.
         let machine = host.read_text(Path::new(MACHINE)).ok().flatten();
-        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim))?;
+        let order: Order = read(host, &site.order())?.context("there is nothing to run")?;
+        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim), order.grace)?;
         host.write(&unit_file(site), 0o644, text.as_bytes())?;
         host.run(&Cmd::new("systemctl", ["daemon-reload"]))?;
         host.run(&Cmd::new("systemctl", ["enable", "--now", "--quiet", &unit(site)]))?;
     } else {
         let mut words = site.words("watch");
         words.extend(user.into_iter().flat_map(|user| ["--as".to_owned(), user.to_owned()]));
-        host.leave_running(&Cmd::new("/proc/self/exe", words), &site.complaints())?;
+        let cmd = if booted && ends_at_logout(host) && lingers(host, site)? {
+            scope(program()?.trim(), words)
+        } else {
+            Cmd::new("/proc/self/exe", words)
+        };
+        host.leave_running(&cmd, &site.complaints())?;
     }
     let started = || -> Result<()> {
         ensure!(is_done()?);
@@ -85,8 +95,54 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Whether what a person has started is ended when they log out, as `KillUserProcesses=` of logind.conf(5) has it.
+fn ends_at_logout(host: &Host) -> bool {
+    let login1 = "org.freedesktop.login1";
+    let words = [
+        "get-property",
+        login1,
+        "/org/freedesktop/login1",
+        "org.freedesktop.login1.Manager",
+        "KillUserProcesses",
+    ];
+    host.ask(&Cmd::new("busctl", words)).is_ok_and(|out| out.stdout.trim() == "b true")
+}
+
+/// What says that it was we who had the person's own services stay: a file, as those of other runs have to know.
+fn lingering(site: &Site) -> PathBuf {
+    site.shared("lingering")
+}
+
+/// Whether what a person's own systemd holds stays when they log out, seen to as far as we are allowed to. Where it does
+/// not, a script that a closed connection ends has one more attempt.
+fn lingers(host: &Host, site: &Site) -> Result<bool> {
+    let Some(person) = User::from_uid(geteuid())? else { return Ok(false) };
+    let does = |program: &str, words: &[&str]| {
+        host.ask(&runtime(Cmd::new(program, words.iter().copied()))).is_ok_and(|out| out.ok())
+    };
+    if !host.exists(&Path::new("/var/lib/systemd/linger").join(&person.name))? {
+        if !does("loginctl", &["enable-linger"]) {
+            return Ok(false);
+        }
+        host.write(&lingering(site), 0o644, b"")?;
+    }
+    Ok(does("systemctl", &["--user", "show-environment"]))
+}
+
+/// Where a person's own systemd is to be found, which sshd tells only those who ask for a terminal.
+fn runtime(cmd: Cmd) -> Cmd {
+    cmd.env("XDG_RUNTIME_DIR", &format!("/run/user/{}", geteuid()))
+}
+
+/// The keeper apart from the login that starts it, in the hands of the person's own systemd.
+fn scope(program: &str, words: Vec<String>) -> Cmd {
+    let first = ["--user", "--scope", "--quiet", "--collect", "--", program].map(str::to_owned);
+    runtime(Cmd::new("systemd-run", first.into_iter().chain(words)))
+}
+
 /// Pure.
-fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>) -> Result<String> {
+fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, grace: u64) -> Result<String> {
+    let patience = grace.saturating_add(WRITING_DOWN);
     let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let (home, run) = (site.home.to_str().context("the agent's home is no UTF-8")?, &site.run);
     // systemd would read more into it.
@@ -117,7 +173,7 @@ fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>) -
          RestartSec=2\n\
          # The script is told by its keeper, and is given as long as its keeper gives it.\n\
          KillMode=mixed\n\
-         TimeoutStopSec=60\n\
+         TimeoutStopSec={patience}\n\
          # A script that takes all the memory ends; its keeper writes down that it did.\n\
          OOMPolicy=continue\n\
          # CUDA pins memory; data loaders open files by the thousand.\n\
@@ -129,26 +185,29 @@ fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>) -
     ))
 }
 
-/// Nothing of the run is left when this returns: neither process nor unit nor file. What runs share stays.
-pub fn leave(host: &Host, site: &Site) -> Result<()> {
+/// Nothing of the run is left when this returns but what is said: neither process nor unit nor file. What runs share
+/// stays. It is over: what still goes on is given no grace.
+pub fn leave(host: &Host, site: &Site) -> Result<Alive> {
+    let dir = site.removable()?;
     let file = unit_file(site);
     if host.exists(&file)? {
-        host.run(&Cmd::new("systemctl", ["disable", "--now", "--quiet", &unit(site)]))?;
+        let unit = unit(site);
+        // In this order: what is being stopped is not started again when it dies. It may be dead already.
+        host.ask(&Cmd::new("systemctl", ["stop", "--no-block", "--quiet", &unit]))?;
+        host.ask(&Cmd::new("systemctl", ["kill", "--signal=KILL", &unit]))?;
+        host.run(&Cmd::new("systemctl", ["disable", "--now", "--quiet", &unit]))?;
         host.remove(&file)?;
         host.run(&Cmd::new("systemctl", ["daemon-reload"]))?;
     }
-    let words = site.words("watch");
-    for name in host.list(Path::new("/proc"))? {
-        let Ok(pid) = name.parse::<i32>() else { continue };
-        let Ok(Some(line)) = host.read(&Path::new("/proc").join(&name).join("cmdline")) else { continue };
-        let said: Vec<_> = line.split(|byte| *byte == 0).skip(1).map(String::from_utf8_lossy).collect();
-        if said.starts_with(&words.iter().map(|word| word.as_str().into()).collect::<Vec<_>>()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
-    watch::end_all(host, site);
+    let alive = processes::end_all(host, site);
     // A process that is just ending may still make a file in there.
-    Patience::seconds(10).until(|| host.remove_tree(&site.dir()))
+    Patience::seconds(10).until(|| host.remove_tree(&dir))?;
+    if host.exists(&lingering(site))? && host.list(&site.home.join("runs"))?.is_empty() {
+        // Theirs is as it was. Where it cannot be, an idle process of systemd's stays.
+        let _ = host.ask(&Cmd::new("loginctl", ["disable-linger"]));
+        host.remove(&lingering(site))?;
+    }
+    Ok(alive)
 }
 
 #[cfg(test)]
@@ -162,23 +221,36 @@ mod tests {
 
     #[test]
     fn a_unit_says_what_is_to_be_started_and_nothing_can_be_slipped_into_it() {
-        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u"), None).unwrap();
+        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u"), None, 300).unwrap();
         let start = "User=u\nExecStart=/b/echoes-appliance agent watch --home /home/u/.echoes --run esn-1\n";
         assert!(text.contains(start), "{text}");
+        assert!(text.contains("TimeoutStopSec=340\n"), "systemd waits for the script's grace: {text}");
         for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")]
         {
-            assert!(super::text(&site(home), program, Some(user), None).is_err(), "{home} {program} {user}");
+            assert!(
+                super::text(&site(home), program, Some(user), None, 1).is_err(),
+                "{home} {program} {user}"
+            );
         }
     }
 
     #[test]
     fn a_copy_of_the_disk_in_another_machine_does_not_go_on_with_the_script() {
         let number = "0f9c1a2e-7c1d-4b1a-9a55-3b6f2d8e4c10";
-        let text = |machine| text(&site("/h"), "/p", None, machine).unwrap();
+        let text = |machine| text(&site("/h"), "/p", None, machine, 1).unwrap();
         let line = format!("ExecCondition=+/bin/grep -qixF {number} /sys/class/dmi/id/product_uuid\n");
         assert!(text(Some(number)).contains(&line), "{}", text(Some(number)));
         for none in [None, Some(""), Some("x\nUser=root")] {
             assert!(!text(none).contains("ExecCondition"), "{none:?}");
         }
+    }
+
+    #[test]
+    fn a_keeper_in_a_person_s_own_systemd_has_the_words_by_which_it_is_known() {
+        let site = site("/h");
+        let cmd = scope("/b/echoes-appliance", site.words("watch"));
+        let words = "systemd-run --user --scope --quiet --collect -- /b/echoes-appliance agent watch --home /h --run esn-1";
+        assert_eq!(cmd.to_string(), words);
+        assert_eq!(cmd.env[0].0, "XDG_RUNTIME_DIR");
     }
 }

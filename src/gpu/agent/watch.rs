@@ -1,12 +1,15 @@
 //! The script's keeper: starts it, keeps what it says, measures the machine, ends it when its time is up, when somebody
 //! asks or when the machine is taken away, and writes down how it ended, once. Whoever kills the keeper ends the script
 //! too; a keeper that finds a script begun and not ended starts it again, as a machine that restarts does, from its
-//! last checkpoint. The time that it has is not counted anew.
+//! last checkpoint. The time that it has is not counted anew. Whoever ends both in one moment, as a machine that shuts down
+//! or a login that is closed, has ended no script: that has no exit status of its own.
 
 use super::{
     book::Writer,
     environment::{self, Kind, Made},
     notice,
+    oom::{OomKills, Starved},
+    processes,
     samples::{Sampler, interval},
     site::{Begun, Order, Secrets, Site, read, write},
 };
@@ -20,7 +23,7 @@ use anyhow::{Context as _, Result};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
-        prctl::set_pdeathsig,
+        prctl::{set_child_subreaper, set_pdeathsig},
         signal::{SigSet, Signal, kill, killpg},
         signalfd::{SfdFlags, SignalFd},
     },
@@ -39,6 +42,10 @@ const ATTEMPTS: u32 = 5;
 /// Of Azure's half minute, what is not needed to bring the last files home.
 const LAST_WORDS: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_millis(50);
+/// Who ends a script and its keeper, as systemd does at shutdown, ends one a little after the other.
+const BOTH: Duration = Duration::from_millis(500);
+/// Between two looks for orphans to bury.
+const BURIAL: Duration = Duration::from_secs(1);
 
 /// Why a script is being ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +63,8 @@ fn now() -> u64 {
 pub fn watch(host: &Host, site: &Site) -> Result<()> {
     // Not on whatever terminal or connection started us. Refused where we lead a session already, which is as good.
     let _ = setsid();
+    // What a script's process leaves behind when it ends is handed to us: nothing can get away by what it calls itself.
+    set_child_subreaper(true).context("becoming the parent of the script's orphans")?;
     // Whoever only asks whether somebody watches holds the lock for a moment.
     let alone = Patience::seconds(3).until(|| host.ledger(&site.lock()));
     let _alone = match alone {
@@ -67,8 +76,12 @@ pub fn watch(host: &Host, site: &Site) -> Result<()> {
     }
     let order: Order = read(host, &site.order())?.context("there is nothing to run")?;
     let mut log = Writer::open(host, &site.log())?;
-    end_all(host, site);
-    let begun = match read::<Begun>(host, &site.begun())? {
+    let begun = read::<Begun>(host, &site.begun())?;
+    if begun.is_some() {
+        // What a keeper that was killed has left behind is no child of ours.
+        processes::end_others(host, site);
+    }
+    let begun = match begun {
         None => Begun { first: now(), until: order.max_seconds.map(|most| now() + most), attempt: 1 },
         Some(begun) => Begun { attempt: begun.attempt + 1, ..begun },
     };
@@ -99,7 +112,11 @@ fn at_once(host: &Host, site: &Site, begun: &Begun) -> Result<Option<Exit>> {
 
 /// Once: whoever comes later finds it.
 fn finish(host: &Host, site: &Site, exit: Exit) -> Result<()> {
-    end_all(host, site);
+    let alive = processes::end_script(host, site);
+    if !alive.outlived.is_empty() {
+        // Nobody else knows that they are the script's.
+        write(host, &site.outlived(), &alive.outlived)?;
+    }
     // What the script wrote is on the disk before it is said that it has ended.
     if let Some(dir) = Beneath::open(host, &site.dir())? {
         dir.sync()?;
@@ -111,51 +128,106 @@ fn finish(host: &Host, site: &Site, exit: Exit) -> Result<()> {
 fn keep(host: &Host, site: &Site, order: &Order, begun: &Begun, mut log: Writer<'_>) -> Result<Option<Exit>> {
     let signals = signals()?;
     let cmd = Cmd::new("/proc/self/exe", site.words("exec"));
+    let before = OomKills::read(host);
     let (mut script, pipe) = host.listen(&cmd)?;
     let taken = order.azure.then(notice::watch);
     // By a clock that nobody sets; the one on the wall may be put right under way.
     let until = begun.until.map(|until| Instant::now() + Duration::from_secs(until.saturating_sub(now())));
     let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let exit = std::thread::scope(|scope| {
         let listening = scope.spawn(|| listen(pipe, &mut log, &over));
         let sampling = scope.spawn(|| sample(host, site, &over));
         let mut ending: Option<(Ending, Instant)> = None;
+        let mut buried = Instant::now();
+        let is_taken = || taken.as_deref().is_some_and(|taken| taken.load(Ordering::Relaxed));
+        let mut last_words = None;
         let ended = loop {
             let status = script.ended();
             if !matches!(status, Ok(None)) {
                 break status;
             }
             if ending.is_none()
-                && let Some(why) = reason(host, site, until, taken.as_deref(), &signals)
+                && let Some(why) = reason(host, site, until, is_taken(), &signals)
             {
-                let grace = Duration::from_secs(order.grace);
-                let grace = if why == Ending::Exit(Exit::Evicted) { grace.min(LAST_WORDS) } else { grace };
                 signal(&script, Signal::SIGTERM);
-                ending = Some((why, Instant::now() + grace));
+                ending = Some((why, Instant::now() + Duration::from_secs(order.grace)));
             }
-            if ending.as_ref().is_some_and(|(_, patience)| Instant::now() >= *patience) {
+            // However long it was given before.
+            if last_words.is_none() && is_taken() {
+                last_words = Some(Instant::now() + LAST_WORDS);
+            }
+            if let Some((_, until)) = &ending
+                && Instant::now() >= last_words.map_or(*until, |last| last.min(*until))
+            {
                 signal(&script, Signal::SIGKILL);
+            }
+            if buried.elapsed() >= BURIAL {
+                processes::bury(host, std::process::id().cast_signed(), Some(script.pid()));
+                buried = Instant::now();
             }
             std::thread::sleep(TICK);
         };
-        end_all(host, site);
+        let code = ended.as_ref().map_or(137, |code| code.unwrap_or(137));
+        let starved = OomKills::read(host).since(before);
+        if ending.is_none() && is_told_to_end(&signals, if is_signal(code) { BOTH } else { Duration::ZERO }) {
+            ending = Some((Ending::Machine, Instant::now()));
+        }
+        processes::end_script(host, site);
         over.store(true, Ordering::Relaxed);
         let _ = listening.join();
         let _ = sampling.join();
-        let code = ended?.unwrap_or(137);
-        Ok(match ending {
-            None => Some(Exit::Code(code)),
-            Some((Ending::Exit(exit), _)) => Some(exit),
-            Some((Ending::Machine, _)) => None,
-        })
-    })
+        ended.map(|_| verdict(code, ending.map(|(why, _)| why), starved))
+    })?;
+    if let Some(killed) = OomKills::read(host).of_script(before).filter(|killed| *killed > 0) {
+        // As with its own words: a full disk loses them.
+        let words = format!(
+            "[echoes-appliance: for want of memory the kernel has ended processes of it: {killed}]\n"
+        );
+        let _ = log.write(words.as_bytes());
+    }
+    Ok(exit)
+}
+
+/// How it has ended; none: it goes on when the machine is back, or its keeper. Pure.
+fn verdict(code: i32, ending: Option<Ending>, starved: Starved) -> Option<Exit> {
+    let is_killed = code == 128 + Signal::SIGKILL as i32;
+    match ending {
+        Some(Ending::Exit(exit)) => Some(exit),
+        // systemd ends a scope in which a process was ended for want of memory, and us with it.
+        _ if is_killed && starved == Starved::Surely => Some(Exit::OutOfMemory),
+        Some(Ending::Machine) => None,
+        None if is_killed && starved == Starved::Perhaps => Some(Exit::OutOfMemory),
+        None => Some(Exit::Code(code)),
+    }
+}
+
+/// Whether it was ended, rather than came to its end, by what ends whole machines and logins. A shell says of its last
+/// command what the system says of it.
+fn is_signal(code: i32) -> bool {
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM]
+        .iter()
+        .any(|by| 128 + *by as i32 == code)
+}
+
+/// Whether we are to end too; waited for so long. Who kills us meanwhile has us write nothing.
+fn is_told_to_end(signals: &SignalFd, at_most: Duration) -> bool {
+    let until = Instant::now() + at_most;
+    loop {
+        if matches!(signals.read_signal(), Ok(Some(_))) {
+            return true;
+        }
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(TICK.min(at_most));
+    }
 }
 
 fn reason(
     host: &Host,
     site: &Site,
     until: Option<Instant>,
-    taken: Option<&AtomicBool>,
+    is_taken: bool,
     signals: &SignalFd,
 ) -> Option<Ending> {
     if let Ok(Some(exit)) = read(host, &site.stop()) {
@@ -164,10 +236,10 @@ fn reason(
     if until.is_some_and(|until| Instant::now() >= until) {
         return Some(Ending::Exit(Exit::Deadline));
     }
-    if taken.is_some_and(|taken| taken.load(Ordering::Relaxed)) {
+    if is_taken {
         return Some(Ending::Exit(Exit::Evicted));
     }
-    signals.read_signal().ok().flatten().map(|_| Ending::Machine)
+    is_told_to_end(signals, Duration::ZERO).then_some(Ending::Machine)
 }
 
 /// As files to be read, not as interruptions.
@@ -184,20 +256,6 @@ fn signal(script: &Heard, signal: Signal) {
     // Not there, for a moment after its start or because it has just ended.
     if killpg(pid, signal).is_err() {
         let _ = kill(pid, signal);
-    }
-}
-
-/// Whatever the script started, also what went into a group or a session of its own: all of it has the run's
-/// directory in its environment.
-pub fn end_all(host: &Host, site: &Site) {
-    let mark = format!("ECHOES_OUT={}", site.out().display());
-    for name in host.list(Path::new("/proc")).unwrap_or_default() {
-        let Ok(pid) = name.parse::<i32>() else { continue };
-        // Others' processes cannot be read, and are not the script's.
-        let Ok(Some(environ)) = host.read(&Path::new("/proc").join(&name).join("environ")) else { continue };
-        if environ.split(|byte| *byte == 0).any(|pair| pair == mark.as_bytes()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
     }
 }
 
@@ -333,6 +391,32 @@ fn command(
 mod tests {
     use super::*;
     use crate::{gpu::spec::RunId, host::beneath::Rel};
+
+    #[test]
+    fn a_script_has_an_end_of_its_own_only_where_nobody_ended_it_and_its_keeper() {
+        let machine = || Some(Ending::Machine);
+        let asked = || Some(Ending::Exit(Exit::Stopped));
+        for (code, ending, starved, exit) in [
+            (0, None, Starved::No, Some(Exit::Code(0))),
+            (1, None, Starved::Surely, Some(Exit::Code(1))),
+            (143, None, Starved::No, Some(Exit::Code(143))),
+            (137, None, Starved::No, Some(Exit::Code(137))),
+            (137, None, Starved::Perhaps, Some(Exit::OutOfMemory)),
+            (137, None, Starved::Surely, Some(Exit::OutOfMemory)),
+            (143, machine(), Starved::No, None),
+            (137, machine(), Starved::No, None),
+            (0, machine(), Starved::No, None),
+            (137, machine(), Starved::Perhaps, None),
+            (137, machine(), Starved::Surely, Some(Exit::OutOfMemory)),
+            (137, asked(), Starved::Surely, Some(Exit::Stopped)),
+            (0, asked(), Starved::No, Some(Exit::Stopped)),
+        ] {
+            let said = format!("{code} {ending:?} {starved:?}");
+            assert_eq!(verdict(code, ending, starved), exit, "{said}");
+        }
+        let by_signal = [0, 1, 128, 129, 130, 134, 137, 139, 143, 255].map(is_signal);
+        assert_eq!(by_signal, [false, false, false, true, true, false, true, false, true, false]);
+    }
 
     #[test]
     fn what_a_script_sees_is_what_was_ordered_and_nothing_of_ours_is_lost() {

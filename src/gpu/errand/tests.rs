@@ -106,6 +106,7 @@ impl World {
             out: vec!["made".into()],
             env: vec![("LETTER".into(), "ä".into())],
             secrets: vec!["KEY".into()],
+            grace: 1,
         };
         let machine = Machine { target: Target::Local, home: at("machine"), data: None };
         Self {
@@ -150,7 +151,7 @@ impl World {
             quota: Quota { free: 0, ..Quota::default() },
             over: self.over.clone(),
         };
-        doing(&Errand::new(&self.host, given, &say).with(self.program.clone(), 1))
+        doing(&Errand::new(&self.host, given, &say).with(self.program.clone()))
     }
 
     fn prepared_and_started(&self) {
@@ -220,7 +221,7 @@ impl Drop for World {
     /// A test that fails leaves no script behind.
     fn drop(&mut self) {
         if matches!(self.machine.target, Target::Local) {
-            super::super::agent::watch::end_all(&self.host, &self.site());
+            super::super::agent::processes::end_all(&self.host, &self.site());
         }
     }
 }

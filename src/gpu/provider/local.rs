@@ -11,25 +11,41 @@ use crate::{
         spec::{RunId, Spec},
         target::Target,
     },
-    host::{Cmd, Host, Kind},
+    host::{Host, Kind},
+    web::hold,
 };
 use anyhow::{Context as _, Result};
-use std::path::{Path, PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Mutex};
 
 pub const HOMES: &str = "/var/lib/echoes-appliance/machine";
 
-/// What every process of a run carries in its environment.
-pub const MARK: &str = "ECHOES_RUN";
-
 pub struct Local<'a> {
-    pub host: &'a Host,
+    host: &'a Host,
     /// A directory for each person.
-    pub homes: PathBuf,
+    homes: PathBuf,
+    outlived: Mutex<BTreeSet<String>>,
 }
 
-impl Local<'_> {
+impl<'a> Local<'a> {
+    pub fn new(host: &'a Host, homes: PathBuf) -> Self {
+        Self { host, homes, outlived: Mutex::default() }
+    }
+
     fn all(&self) -> Result<Vec<PathBuf>> {
         Ok(self.host.list(&self.homes)?.into_iter().map(|person| self.homes.join(person)).collect())
+    }
+
+    /// Where something of the run may be: in whose home it is, and in that of who asked for it. In another's home its
+    /// processes would be a stranger's.
+    fn homes_of(&self, run: &RunId) -> Result<Vec<PathBuf>> {
+        let owner = runs::state(self.host, run)?.map(|state| self.homes.join(state.spec.owner));
+        let mut homes = Vec::new();
+        for home in self.all()? {
+            if Some(&home) == owner.as_ref() || self.host.exists(&room(&home, run))? {
+                homes.push(home);
+            }
+        }
+        Ok(homes)
     }
 }
 
@@ -79,24 +95,21 @@ impl Provider for Local<'_> {
         if runs::state(self.host, run)?.is_some_and(|state| state.kept.is_some()) {
             self.keep(run)?;
         }
-        let mut rooms = Vec::new();
-        for home in self.all()? {
-            rooms.push(room(&home, run));
-            start::leave(self.host, &Site { home, run: run.clone() })?;
-        }
-        let alive = processes(self.host, run)?;
-        if !alive.is_empty() {
-            // Whatever got away from its agent. One that ended meanwhile is no failure.
-            self.host.ask(&Cmd::new("kill", [vec!["-KILL".into()], alive].concat()))?;
-        }
-        let mut left: Vec<String> =
-            processes(self.host, run)?.into_iter().map(|id| format!("process {id}")).collect();
-        for room in rooms {
+        let mut left = Vec::new();
+        for home in self.homes_of(run)? {
+            let room = room(&home, run);
+            let alive = start::leave(self.host, &Site { home, run: run.clone() })?;
+            left.extend(alive.left.iter().map(ToString::to_string));
+            hold(&self.outlived).extend(alive.outlived.iter().map(ToString::to_string));
             if self.host.exists(&room)? {
                 left.push(room.display().to_string());
             }
         }
         Ok(left)
+    }
+
+    fn outlived(&self) -> Vec<String> {
+        hold(&self.outlived).iter().cloned().collect()
     }
 
     fn list(&self) -> Result<Vec<Rented>> {
@@ -113,22 +126,58 @@ impl Provider for Local<'_> {
     }
 }
 
-/// The processes of a run, wherever they have gone: an environment is handed on, other than a parent or a group.
-fn processes(host: &Host, run: &RunId) -> Result<Vec<String>> {
-    let mark = format!("{MARK}={run}");
-    let ours = |id: &String| {
-        // One that has ended meanwhile cannot be read, and is not there any more.
-        let environment = host.read(&Path::new("/proc").join(id).join("environ")).ok().flatten();
-        environment.is_some_and(|all| all.split(|b| *b == 0).any(|one| one == mark.as_bytes()))
-    };
-    let ids = host.list(Path::new("/proc"))?.into_iter().filter(|id| id.bytes().all(|b| b.is_ascii_digit()));
-    Ok(ids.filter(ours).collect())
-}
-
 #[cfg(test)]
+// Tests look at processes directly.
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
-    use crate::host::System;
+    use crate::{gpu::agent::processes::MARK, host::System};
+    use std::{
+        path::Path,
+        process::{Child, Command},
+    };
+
+    /// Somebody who does nothing, until dropped.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start(command: &mut Command) -> Self {
+            Self(command.spawn().unwrap())
+        }
+
+        fn is_alive(&mut self) -> bool {
+            self.0.try_wait().unwrap().is_none()
+        }
+
+        fn name(&self) -> String {
+            format!("process {} (sleep)", self.0.id())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleep() -> Command {
+        let mut command = Command::new("setsid");
+        command.args(["sleep", "600"]).env_clear().current_dir("/");
+        command
+    }
+
+    fn until_asleep(sleepers: &[&Sleeper]) {
+        let asleep = || -> Result<()> {
+            for sleeper in sleepers {
+                let line =
+                    Host::new("/", System).read(Path::new(&format!("/proc/{}/cmdline", sleeper.0.id())))?;
+                anyhow::ensure!(line.unwrap_or_default().starts_with(b"sleep"));
+            }
+            Ok(())
+        };
+        crate::patience::Patience::seconds(10).until(asleep).unwrap();
+    }
 
     #[test]
     fn what_runs_is_ended_wherever_it_went_and_what_was_brought_is_gone() {
@@ -136,35 +185,57 @@ mod tests {
         let host = Host::new("/", System);
         let run = RunId::try_from(format!("local-{}", std::process::id())).unwrap();
         let other = RunId::try_from(format!("{run}0")).unwrap();
-        let local = Local { host: &host, homes: dir.path().into() };
+        let local = Local::new(&host, dir.path().into());
         let home = dir.path().join("ana");
-        let start = |run: &RunId| {
-            // In a session of its own, with its own group: what a daemon does to get away.
-            let script = "exec setsid -f sleep 600 > /dev/null 2>&1 < /dev/null";
-            host.run(&Cmd::new("sh", ["-c", script]).env(MARK, run.as_str())).unwrap();
-        };
-        start(&run);
-        start(&other);
-        for file in ["code/train.py", "log"] {
-            host.write(&room(&home, &run).join(file), 0o644, b"x").unwrap();
+        for run in [&run, &other] {
+            for file in ["code/train.py", "out/log"] {
+                host.write(&room(&home, run).join(file), 0o644, b"x").unwrap();
+            }
         }
         host.write(&home.join("envs/abc/bin/python"), 0o755, b"x").unwrap();
-        assert_eq!(processes(&host, &run).unwrap().len(), 1);
+        let at = room(&home, &run);
+        let open = || std::fs::File::open(at.join("out/log")).unwrap();
+        // What a daemon does to get away, and what a title does to an environment.
+        let mut ours = [
+            Sleeper::start(sleep().env(MARK, run.as_str())),
+            Sleeper::start(sleep().env("ECHOES_OUT", at.join("out"))),
+            Sleeper::start(sleep().current_dir(at.join("code"))),
+            Sleeper::start(sleep().stdin(open())),
+        ];
+        let mut others = [Sleeper::start(sleep().env(MARK, other.as_str())), Sleeper::start(&mut sleep())];
+        until_asleep(&ours.iter().chain(&others).collect::<Vec<_>>());
         assert_eq!(local.list().unwrap()[0].run.as_ref(), Some(&run));
 
-        let mut left = local.give_back(&run).unwrap();
-        for _ in 0..100 {
-            if left.is_empty() {
-                break;
-            }
-            // The kernel takes a moment to bury it.
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            left = local.give_back(&run).unwrap();
+        assert_eq!(local.give_back(&run).unwrap(), Vec::<String>::new());
+        for (n, sleeper) in ours.iter_mut().enumerate() {
+            assert!(!sleeper.is_alive(), "{n}");
         }
-        assert_eq!(left, Vec::<String>::new());
-        assert_eq!(local.list().unwrap(), []);
+        assert!(others.iter_mut().all(Sleeper::is_alive), "somebody else's run goes on");
+        assert_eq!((local.list().unwrap().len(), local.outlived()), (1, Vec::new()));
         assert!(host.exists(&home.join("envs/abc/bin/python")).unwrap(), "caches are kept");
-        assert_eq!(processes(&host, &other).unwrap().len(), 1, "somebody else's run goes on");
         local.give_back(&other).unwrap();
+        assert!(!others[0].is_alive() && others[1].is_alive());
+    }
+
+    #[test]
+    fn a_stranger_who_carries_our_variable_is_named_and_neither_ended_nor_waited_for() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIPPED: a stranger's process: only root can start it");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let run = RunId::try_from(format!("strange-{}", std::process::id())).unwrap();
+        let local = Local::new(&host, dir.path().into());
+        host.write(&room(&dir.path().join("ana"), &run).join("log"), 0o644, b"x").unwrap();
+        let nobody = nix::unistd::User::from_name("nobody").unwrap().unwrap().uid;
+        let mut command = Command::new("setpriv");
+        let words = ["--reuid", &nobody.to_string(), "--clear-groups", "setsid", "sleep", "600"];
+        let mut stranger =
+            Sleeper::start(command.args(words).env_clear().env(MARK, run.as_str()).current_dir("/"));
+        until_asleep(&[&stranger]);
+        assert_eq!(local.give_back(&run).unwrap(), Vec::<String>::new());
+        assert!(stranger.is_alive());
+        assert_eq!(local.outlived(), [stranger.name()]);
     }
 }

@@ -102,6 +102,11 @@ pub trait Provider {
     /// Give back everything of this run. What is still there, or on its way out; nothing is the proof that all is gone.
     fn give_back(&self, run: &RunId) -> Result<Vec<String>>;
 
+    /// Processes that giving back has found so far and that are not ours to end: they are named, and hold nothing up.
+    fn outlived(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Headquarters is well, and the run is to go on: put off the moment at which the provider ends it by itself. Called
     /// again and again, several times in the length of a lease; nothing to do where nothing ends by itself.
     fn renew(&self, _run: &RunId) -> Result<()> {
@@ -147,9 +152,9 @@ pub trait Provider {
 /// The provider of a source: the one place that knows all of them.
 pub fn of<'a>(source: &Source, host: &'a Arc<Host>, config: &'a Config) -> Result<Box<dyn Provider + 'a>> {
     Ok(match source {
-        Source::Local => Box::new(local::Local { host, homes: local::HOMES.into() }),
+        Source::Local => Box::new(local::Local::new(host, local::HOMES.into())),
         Source::Ssh { user, host: name, port } => {
-            Box::new(ssh::Owned { host, ssh: ssh::reach(&config.gpu, user, name, *port) })
+            Box::new(ssh::Owned::new(host, ssh::reach(&config.gpu, user, name, *port)))
         }
         Source::Azure => Box::new(rented(host, config, &identity::own(host)?)?),
     })

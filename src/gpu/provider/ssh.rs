@@ -1,18 +1,25 @@
 //! A machine that the team owns, reached by ssh: nothing is rented, and giving back is ending what runs and removing
 //! what one run brought. Its key must be known beforehand: a machine met for the first time is not believed.
 
-use super::{Class, Machine, Offer, Provider, Refusal, Rent, Rented, local};
+use super::{Class, Machine, Offer, Provider, Refusal, Rent, Rented};
 use crate::{
     config,
     gpu::{
+        agent::{processes::MARK, start::OUTLIVED},
         runs,
         spec::{RunId, Spec},
         target::{Ssh, Target},
     },
     host::{Cmd, Host, Output},
+    ui::Try as _,
+    web::hold,
 };
-use anyhow::{Context as _, Result, bail, ensure};
-use std::path::{Path, PathBuf};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 /// Sockets of connections that commands share. ssh puts a hash of user, host and port for `%C`.
 const SOCKETS: &str = "/run/echoes-appliance/ssh";
@@ -20,26 +27,78 @@ const SOCKETS: &str = "/run/echoes-appliance/ssh";
 /// ssh's own exit status, when it was not the command that failed.
 const SSH_FAILED: i32 = 255;
 
-/// Seconds: as long as a script may take to end, and then some.
+/// `timeout`'s, when it ended what it was to run.
+const TIMED_OUT: i32 = 124;
+
+/// Seconds: what is given back has no grace any more, but many files may take their time.
 const ANSWER: &str = "120";
 
+/// Answers stand between two of these, as a login shell may greet, and say goodbye. In two halves: one that repeats what it
+/// is asked to do says no mark.
+const HALVES: [&str; 2] = ["<<<echoes-", "answer>>>"];
+
+/// Where we would live.
+const ASK_HOME: &str = r#"printf %s "${HOME-}""#;
+
 /// What gives back, for a POSIX shell: $1 is the run, $2 the home, $3 the mark. The agent knows best what it has done;
-/// where there is none, or one that fails, the rest still goes. Says what is left.
+/// where there is none, or one that fails, the rest still goes: what has our mark, or stands or holds a file below the
+/// run's directory and has no person before it. Says what is left. With a word missing nothing is touched.
 const GIVE_BACK: &str = r#"
+set -u
+run=${1:?which run} home=${2:?which home} mark=${3:?which mark}
+case $run in *[!a-z0-9-]*) echo "no name of a run: $run" >&2; exit 64 ;; esac
+case $home/ in
+    *[!A-Za-z0-9/._-]* | */../* | */./* | *//*) echo "no home: $home" >&2; exit 64 ;;
+    /?*) ;;
+    *) echo "no home: $home" >&2; exit 64 ;;
+esac
+dir=$home/runs/$run
 as_root=
 if [ "$(id -u)" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2> /dev/null; then as_root="sudo -n"; fi
-for agent in "$2"/bin/*/echoes-appliance; do
-    if [ -x "$agent" ] && $as_root "$agent" agent leave --home "$2" --run "$1" >&2; then break; fi
+for agent in "$home"/bin/*/echoes-appliance; do
+    if [ -x "$agent" ] && said=$($as_root "$agent" agent leave --home "$home" --run "$run"); then
+        [ -z "$said" ] || printf '%s\n' "$said"
+        break
+    fi
 done
-ours() {
-    for file in $(grep -lszxF -e "$3=$1" /proc/[0-9]*/environ 2> /dev/null); do
-        file=${file#/proc/} && echo "${file%/environ}"
+marked() {
+    for file in $(grep -lszxF -e "$mark=$run" -e "ECHOES_OUT=$dir/out" /proc/[0-9]*/environ); do
+        if grep -qszxF -e "ECHOES_OUT=$dir/out" "$file" || ! grep -qsz '^ECHOES_OUT=' "$file"; then echo "$file"; fi
+    done | cut -d / -f 3
+}
+inside() {
+    find /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd -maxdepth 1 \
+        '(' -lname "$dir" -o -lname "$dir (deleted)" -o -lname "$dir/*" ')' 2> /dev/null |
+        cut -d / -f 3 | sort -u | while read -r id; do
+        if look "$id" && [ "$terminal" = 0 ]; then echo "$id"; fi
     done
 }
-for id in $(ours "$@"); do $as_root kill -KILL "$id" 2> /dev/null; done
-$as_root rm -rf -- "$2/runs/$1"
-for id in $(ours "$@"); do echo "process $id"; done
-if [ -e "$2/runs/$1" ]; then echo "$2/runs/$1"; fi
+look() {
+    state=Z terminal=
+    [ -O "/proc/$1" ] && [ "$1" != $$ ] && read -r line 2> /dev/null < "/proc/$1/stat" || return 1
+    set -- ${line##*") "}
+    state=${1-Z} terminal=${5-}
+    [ "$state" != Z ]
+}
+ours() {
+    { marked; inside; } | sort -nu | while read -r id; do
+        if look "$id"; then echo "$id"; fi
+    done
+}
+for id in $(ours); do $as_root kill -KILL "$id" 2> /dev/null; done
+$as_root rm -rf -- "$dir"
+for id in $(ours); do echo "process $id"; done
+if [ -e "$dir" ]; then echo "$dir"; fi
+"#;
+
+/// Whether a login that is closed takes along what it has started: not where we may be root, nor where the person's own
+/// services may stay, as a script's keeper then asks for.
+const ASK_LOGOUT: &str = r#"
+if [ "$(id -u)" = 0 ] || sudo -n true; then exit 0; fi
+login1=org.freedesktop.login1
+kills=$(busctl get-property $login1 /org/freedesktop/login1 $login1.Manager KillUserProcesses)
+[ "$kills" = 'b true' ] || exit 0
+[ -e "/var/lib/systemd/linger/$(id -un)" ] || pkcheck --action-id $login1.set-self-linger --process $$ || echo yes
 "#;
 
 /// Set aside what a run made, for a POSIX shell: $1 is the run, $2 the home. Says where it is then, if there is any.
@@ -65,47 +124,108 @@ pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
 }
 
 pub struct Owned<'a> {
-    pub host: &'a Host,
-    pub ssh: Ssh,
+    host: &'a Host,
+    ssh: Ssh,
+    outlived: Mutex<BTreeSet<String>>,
 }
 
-impl Owned<'_> {
-    fn ask(&self, script: &str, arguments: &[&str]) -> Result<Output> {
+impl<'a> Owned<'a> {
+    pub fn new(host: &'a Host, ssh: Ssh) -> Self {
+        Self { host, ssh, outlived: Mutex::default() }
+    }
+
+    /// Ask it: what it answered, or why it will answer nothing else. An error where it could not be asked.
+    fn ask(&self, script: &str, arguments: &[&str]) -> Result<Result<String, Refusal>> {
         if let Some(dir) = self.ssh.control.parent() {
             self.host.make_dir(dir)?;
         }
-        let words = [&["-c", script, "sh"], arguments].concat();
+        let script = between_marks(script);
+        let words = [&["-c", &script, "sh"], arguments].concat();
         let Cmd { program, args, .. } = Target::Ssh(self.ssh.clone()).cmd(Cmd::new("sh", words));
         // A machine that holds the line and says nothing would hold us, too.
         let bound = ["--kill-after=5", ANSWER, &program].map(Into::into).to_vec();
-        self.host.ask(&Cmd::new("timeout", [bound, args].concat()))
+        understood(&self.ssh, &self.host.ask(&Cmd::new("timeout", [bound, args].concat()))?)
     }
 
-    /// What it answered; an error when it could not be asked.
+    /// What it answered.
     fn answer(&self, script: &str, arguments: &[&str]) -> Result<String> {
-        let name = &self.ssh.host;
-        let out = self.ask(script, arguments)?;
-        ensure!(out.ok(), "asking {name}: exit status {}: {}", out.code, printable(&out.stderr));
-        Ok(out.stdout)
+        self.ask(script, arguments)?.or_else(|refusal| {
+            let refused = || Err(anyhow!("asking {}: {}", self.ssh.host, refusal.said));
+            refused().or_try(refusal.hint.unwrap_or_default())
+        })
     }
 
     /// Whether it lets us in, and where we would live.
     pub fn meet(&self) -> Result<Rent> {
-        let out = self.ask(r#"printf %s "$HOME""#, &[])?;
-        if out.code == SSH_FAILED {
-            return match refusal(&self.ssh, &out.stderr) {
-                Some(refusal) => Ok(Rent::Refused(refusal)),
-                None => bail!("connecting to {}: {}", self.ssh.host, printable(&out.stderr)),
-            };
-        }
-        ensure!(out.ok(), "asking {}: exit status {}: {}", self.ssh.host, out.code, printable(&out.stderr));
-        let home = parse_home(&out.stdout)?;
-        Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }))
+        let said = match self.ask(ASK_HOME, &[])? {
+            Ok(said) => said,
+            Err(refusal) => return Ok(Rent::Refused(refusal)),
+        };
+        Ok(match parse_home(&said) {
+            Ok(home) => Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }),
+            Err(error) => {
+                let hint = format!(
+                    "give {} a home over there that is an absolute path of letters, digits and . _ - /, and see that its login shell leaves $HOME as it is",
+                    self.ssh.user
+                );
+                Rent::Refused(Refusal { class: Class::Final, said: format!("{error:#}"), hint: Some(hint) })
+            }
+        })
     }
 
     fn home(&self) -> Result<PathBuf> {
-        parse_home(&self.answer(r#"printf %s "$HOME""#, &[])?)
+        parse_home(&self.answer(ASK_HOME, &[])?)
     }
+
+    /// Whether a script there ends when a connection does.
+    pub fn ends_at_logout(&self) -> Result<bool> {
+        Ok(self.answer(&format!("{{\n{ASK_LOGOUT}}} 2> /dev/null"), &[])?.trim() == "yes")
+    }
+}
+
+/// The script, and a mark before and after what it says.
+fn between_marks(script: &str) -> String {
+    let [first, second] = HALVES;
+    let mark = format!("printf %s%s '{first}' '{second}'");
+    format!("{mark}\n(\n{script}\n)\nstatus=$?\n{mark}\nexit $status")
+}
+
+/// What was answered between the marks; else why there is no answer, and will be none.
+fn understood(ssh: &Ssh, out: &Output) -> Result<Result<String, Refusal>> {
+    let (host, mark) = (&ssh.host, HALVES.concat());
+    let Some((_, said)) = out.stdout.split_once(&mark) else {
+        if out.code == SSH_FAILED {
+            return match refusal(ssh, &out.stderr) {
+                Some(refusal) => Ok(Err(refusal)),
+                None => bail!("connecting to {host}: {}", printable(&out.stderr)),
+            };
+        }
+        ensure!(out.code != TIMED_OUT, "asking {host}: it says nothing");
+        return Ok(Err(no_shell(ssh, out)));
+    };
+    let Some((said, _)) = said.rsplit_once(&mark) else {
+        bail!("asking {host}: it was cut short: exit status {}: {}", out.code, printable(&out.stderr));
+    };
+    ensure!(out.ok(), "asking {host}: exit status {}: {}", out.code, printable(&out.stderr));
+    Ok(Ok(said.to_owned()))
+}
+
+/// Of an account that lets us in, and does not what it is asked.
+fn no_shell(ssh: &Ssh, out: &Output) -> Refusal {
+    let (user, host) = (&ssh.user, &ssh.host);
+    let said = printable(&format!("{} {}", out.stdout.trim(), out.stderr.trim()));
+    let hint = if said.contains("sftp") {
+        format!(
+            "{user} may do nothing over there but sftp: take away its ForceCommand in sshd_config, or take another account"
+        )
+    } else {
+        format!(
+            "`ssh {user}@{host} echo here` has to say here: see which login shell {user} has over there, whether its start-up file (~/.bashrc, ~/.cshrc) ends or becomes another program where there is no terminal, and whether sshd has a ForceCommand for it"
+        )
+    };
+    let said = if said.is_empty() { "nothing".into() } else { format!("{said:?}") };
+    let said = format!("it runs no command for {user}: exit status {}, and it answered {said}", out.code);
+    Refusal { class: Class::Final, said, hint: Some(hint) }
 }
 
 impl Provider for Owned<'_> {
@@ -152,8 +272,15 @@ impl Provider for Owned<'_> {
         }
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;
-        let said = self.answer(GIVE_BACK, &[run.as_str(), home, local::MARK])?;
-        Ok(said.lines().map(printable).collect())
+        let said = self.answer(GIVE_BACK, &[run.as_str(), home, MARK])?;
+        let (outlived, left): (Vec<_>, _) = said.lines().partition(|line| line.starts_with(OUTLIVED));
+        hold(&self.outlived)
+            .extend(outlived.iter().filter_map(|line| line.strip_prefix(OUTLIVED)).map(printable));
+        Ok(left.into_iter().map(printable).collect())
+    }
+
+    fn outlived(&self) -> Vec<String> {
+        hold(&self.outlived).iter().cloned().collect()
     }
 
     fn list(&self) -> Result<Vec<Rented>> {
@@ -252,20 +379,124 @@ mod tests {
         assert_eq!(printable("a\u{1b}[2Jb\u{7}\n"), "a [2Jb");
     }
 
+    fn answered(code: i32, stdout: &str, stderr: &str) -> Result<Result<String, Refusal>> {
+        understood(&ssh(), &Output { code, stdout: stdout.into(), stderr: stderr.into() })
+    }
+
+    #[test]
+    fn an_answer_stands_between_marks_whatever_a_login_shell_says_around_it() {
+        let host = Host::new("/", System);
+        let script = between_marks("printf %s \"$1\"; printf 'no\\nnewline'");
+        let said = host.run(&Cmd::new("sh", ["-c", &script, "sh", "a b"])).unwrap();
+        assert!(!script.contains(&HALVES.concat()), "what repeats its command answers nothing");
+        for around in [said.clone(), format!("Welcome to gpu1!\n{said}bye\n"), format!("{script}\n{said}")] {
+            assert_eq!(answered(0, &around, "").unwrap().unwrap(), "a bno\nnewline", "{around}");
+        }
+        let failed = host.ask(&Cmd::new("sh", ["-c", &between_marks("echo why >&2; exit 3")])).unwrap();
+        assert_eq!(failed.code, 3);
+        let said = format!("{:#}", understood(&ssh(), &failed).unwrap_err());
+        assert_eq!(said, "asking gpu1: exit status 3: why");
+    }
+
+    #[test]
+    fn an_account_that_runs_nothing_is_refused_at_once_with_its_cure_and_a_bad_connection_is_not() {
+        let refused = |code, stdout: &str, stderr: &str| {
+            let refusal = answered(code, stdout, stderr).unwrap().unwrap_err();
+            assert_eq!(refusal.class, Class::Final);
+            (refusal.said, refusal.hint.unwrap())
+        };
+        let (said, hint) = refused(1, "This service allows sftp connections only.\n", "");
+        assert!(said.contains("This service allows sftp connections only."), "{said}");
+        assert!(hint.contains("another account"), "{hint}");
+        for (code, stdout) in
+            [(0, "Welcome to gpu1!\n"), (1, "This account is currently not available.\n"), (0, "")]
+        {
+            let (said, hint) = refused(code, stdout, "");
+            assert!(said.contains(if stdout.is_empty() { "nothing" } else { stdout.trim() }), "{said}");
+            assert!(hint.contains("~/.bashrc") && hint.contains("ssh ana@gpu1 echo here"), "{hint}");
+        }
+        let mark = HALVES.concat();
+        for (code, stdout) in
+            [(SSH_FAILED, ""), (SSH_FAILED, "Welcome"), (TIMED_OUT, ""), (SSH_FAILED, &*format!("{mark}/ho"))]
+        {
+            assert!(answered(code, stdout, "Connection closed").is_err(), "{code} {stdout}");
+        }
+    }
+
+    #[test]
+    fn with_a_word_missing_nothing_is_removed() {
+        let top = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let at = top.path().to_str().unwrap();
+        // Whatever it would remove, it would do with this.
+        let bin = top.path().join("bin");
+        for name in ["rm", "kill", "find"] {
+            let text = format!("#!/bin/sh\necho \"{name} $*\" >> {at}/done\n");
+            host.write(&bin.join(name), 0o755, text.as_bytes()).unwrap();
+        }
+        let path = format!("{at}/bin:/usr/bin:/bin");
+        let tried = |words: &[&str]| {
+            let cmd =
+                Cmd::new("sh", [&["-c", GIVE_BACK, "sh"], words].concat()).env("PATH", &path).env("HOME", "");
+            host.ask(&cmd).unwrap()
+        };
+        let home = format!("{at}/home");
+        for words in [
+            &["", "", ""][..],
+            &[],
+            &["r1"],
+            &["r1", ""],
+            &["", &home, MARK],
+            &["r1", &home, ""],
+            &["r1", "/", MARK],
+            &["r1", "h", MARK],
+            &["r1", "../h", MARK],
+            &["r1", "/h/../..", MARK],
+            &["r1", "//h", MARK],
+            &["r1", "/h x", MARK],
+            &["../x", &home, MARK],
+            &["a/b", &home, MARK],
+            &["*", &home, MARK],
+        ] {
+            let out = tried(words);
+            assert!(!out.ok() && out.stdout.is_empty(), "{words:?}: {out:?}");
+            assert!(!host.exists(&top.path().join("done")).unwrap(), "{words:?}");
+        }
+        assert!(tried(&["r1", &home, MARK]).ok());
+        let done = host.read_text(&top.path().join("done")).unwrap().unwrap();
+        let removed: Vec<_> = done.lines().filter(|line| line.starts_with("rm ")).collect();
+        assert_eq!(removed, [format!("rm -rf -- {home}/runs/r1")]);
+    }
+
     #[test]
     fn what_is_given_back_leaves_neither_process_nor_file_and_takes_nobody_else_s() {
         let home = tempfile::tempdir().unwrap();
         let host = Host::new("/", System);
         let run = format!("ssh-{}", std::process::id());
         let other = format!("{run}0");
-        for run in [&run, &other] {
-            let script = "exec setsid -f sleep 600 > /dev/null 2>&1 < /dev/null";
-            host.run(&Cmd::new("sh", ["-c", script]).env(local::MARK, run)).unwrap();
-            host.write(&home.path().join("runs").join(run).join("log"), 0o644, b"x").unwrap();
-        }
         let at = home.path().to_str().unwrap();
+        for run in [&run, &other] {
+            host.write(&home.path().join("runs").join(run).join("out/log"), 0o644, b"x").unwrap();
+        }
+        let dir = home.path().join("runs").join(&run);
+        let dir = dir.to_str().unwrap();
+        // Each is found again by how long it sleeps.
+        let long = |n: u32| format!("{}.{}", 600 + n, std::process::id());
+        let start = |n: u32, before: &str| {
+            let script = format!("{before} exec setsid -f sleep {} > /dev/null 2>&1", long(n));
+            host.run(&Cmd::new("sh", ["-c", &script, "sh", dir])).unwrap();
+        };
+        start(0, &format!("export {MARK}={run};"));
+        start(1, "export ECHOES_OUT=\"$1/out\";");
+        start(2, "cd \"$1/out\" &&");
+        start(3, "exec < \"$1/out/log\";");
+        start(4, &format!("export {MARK}={other};"));
+        start(5, &format!("export {MARK}={run} ECHOES_OUT=/elsewhere/runs/{run}/out;"));
+        start(6, "cd \"$1/..\" &&");
+        let alive =
+            |n: u32| host.ask(&Cmd::new("pgrep", ["-f", &format!("^sleep {}$", long(n))])).unwrap().ok();
         let given_back = |run: &str| {
-            let words = ["-c", GIVE_BACK, "sh", run, at, local::MARK];
+            let words = ["-c", GIVE_BACK, "sh", run, at, MARK];
             // The kernel takes a moment to bury whoever was ended.
             crate::patience::Patience::seconds(5).until(|| {
                 let left = host.run(&Cmd::new("sh", words))?;
@@ -273,16 +504,19 @@ mod tests {
                 Ok(())
             })
         };
-        let alive = |run: &str| {
-            let mark = format!("{}={run}", local::MARK);
-            let look = "grep -lszxF -e \"$1\" /proc/[0-9]*/environ; true";
-            !host.run(&Cmd::new("sh", ["-c", look, "sh", &mark])).unwrap().is_empty()
-        };
-        assert!(alive(&run) && alive(&other));
+        crate::patience::Patience::seconds(5)
+            .until(|| {
+                ensure!((0..7).all(alive));
+                Ok(())
+            })
+            .unwrap();
         given_back(&run).unwrap();
-        assert!(!alive(&run) && !home.path().join("runs").join(&run).exists());
-        assert!(alive(&other) && home.path().join("runs").join(&other).exists(), "somebody else's goes on");
+        assert_eq!((0..7).filter(|n| alive(*n)).collect::<Vec<_>>(), [4, 5, 6], "somebody else's go on");
+        assert!(!Path::new(dir).exists() && home.path().join("runs").join(&other).exists());
         given_back(&other).unwrap();
-        assert!(!alive(&other));
+        assert_eq!((0..7).filter(|n| alive(*n)).collect::<Vec<_>>(), [5, 6]);
+        for n in [5, 6] {
+            host.run(&Cmd::new("pkill", ["-f", &format!("^sleep {}$", long(n))])).unwrap();
+        }
     }
 }
