@@ -40,18 +40,24 @@ const HALVES: [&str; 2] = ["<<<echoes-", "answer>>>"];
 /// Where we would live.
 const ASK_HOME: &str = r#"printf %s "${HOME-}""#;
 
-/// What gives back, for a POSIX shell: $1 is the run, $2 the home, $3 the mark. The agent knows best what it has done;
-/// where there is none, or one that fails, the rest still goes: what has our mark, or stands or holds a file below the
-/// run's directory and has no person before it. Says what is left. With a word missing nothing is touched.
-const GIVE_BACK: &str = r#"
+/// The beginning of whatever moves or removes something over there, for a POSIX shell: $1 is the run, $2 the home. With a
+/// word missing, or one that means something else, nothing is touched.
+const GUARD: &str = r#"
 set -u
-run=${1:?which run} home=${2:?which home} mark=${3:?which mark}
+run=${1:?which run} home=${2:?which home}
 case $run in *[!a-z0-9-]*) echo "no name of a run: $run" >&2; exit 64 ;; esac
 case $home/ in
     *[!A-Za-z0-9/._-]* | */../* | */./* | *//*) echo "no home: $home" >&2; exit 64 ;;
     /?*) ;;
     *) echo "no home: $home" >&2; exit 64 ;;
 esac
+"#;
+
+/// What gives back, after `GUARD`; $3 is the mark. The agent knows best what it has done;
+/// where there is none, or one that fails, the rest still goes: what has our mark, or stands or holds a file below the
+/// run's directory and has no person before it. Says what is left.
+const GIVE_BACK: &str = r#"
+mark=${3:?which mark}
 dir=$home/runs/$run
 as_root=
 if [ "$(id -u)" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2> /dev/null; then as_root="sudo -n"; fi
@@ -86,6 +92,8 @@ ours() {
     done
 }
 for id in $(ours); do $as_root kill -KILL "$id" 2> /dev/null; done
+# What somebody has shut.
+[ -n "$as_root" ] || [ -L "$dir" ] || chmod -R u+rwX -- "$dir" 2> /dev/null
 $as_root rm -rf -- "$dir"
 for id in $(ours); do echo "process $id"; done
 if [ -e "$dir" ]; then echo "$dir"; fi
@@ -101,15 +109,30 @@ kills=$(busctl get-property $login1 /org/freedesktop/login1 $login1.Manager Kill
 [ -e "/var/lib/systemd/linger/$(id -un)" ] || pkcheck --action-id $login1.set-self-linger --process $$ || echo yes
 "#;
 
-/// Set aside what a run made, for a POSIX shell: $1 is the run, $2 the home. Says where it is then, if there is any.
-const KEEP: &str = r#"set -e; if [ -d "$2/runs/$1" ] && [ ! -L "$2/runs/$1" ]; then mkdir -p -m 700 "$2/kept"; mv -- "$2/runs/$1" "$2/kept/$1"; fi; if [ -d "$2/kept/$1" ]; then echo "$2/kept/$1"; fi"#;
+/// Sets aside what a run made, after `GUARD`. Says where it is then, if there is any.
+const KEEP: &str = r#"
+set -e
+if [ -d "$home/runs/$run" ] && [ ! -L "$home/runs/$run" ]; then
+    mkdir -p -m 700 "$home/kept"
+    mv -- "$home/runs/$run" "$home/kept/$run"
+fi
+if [ -d "$home/kept/$run" ]; then echo "$home/kept/$run"; fi
+"#;
 
-/// Make what was set aside the run's again, for as long as it is fetched: given back, the link goes and what it leads to stays.
-const LINK: &str = r#"set -e; [ -d "$2/kept/$1" ]; mkdir -p "$2/runs"; ln -sfn -- "$2/kept/$1" "$2/runs/$1""#;
+/// Makes what was set aside the run's again, for as long as it is fetched: given back, the link goes and what it leads to
+/// stays.
+const LINK: &str = r#"
+set -e
+[ -d "$home/kept/$run" ]
+mkdir -p "$home/runs"
+ln -sfn -- "$home/kept/$run" "$home/runs/$run"
+"#;
 
-/// What was set aside is not wanted any more.
-const FORGET: &str =
-    r#"kept="${2:?}/kept/${1:?}"; chmod -R u+rwX -- "$kept" 2> /dev/null; rm -rf -- "$kept""#;
+/// Removes what was set aside, also what somebody has shut.
+const FORGET: &str = r#"
+chmod -R u+rwX -- "$home/kept/$run" 2> /dev/null
+rm -rf -- "$home/kept/$run"
+"#;
 
 /// How to get to it: with the settings' key, or root's own.
 pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
@@ -236,7 +259,7 @@ impl Provider for Owned<'_> {
     fn rent_from_copy(&self, spec: &Spec, _: &Offer, copy: &str) -> Result<Rent> {
         let home = self.home()?;
         let there = home.to_str().context("a path over there that is not UTF-8")?;
-        let linked = self.answer(LINK, &[spec.run.as_str(), there]);
+        let linked = self.answer(&format!("{GUARD}{LINK}"), &[spec.run.as_str(), there]);
         linked.with_context(|| format!("looking for {copy}"))?;
         Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }))
     }
@@ -248,7 +271,7 @@ impl Provider for Owned<'_> {
     fn keep(&self, run: &RunId) -> Result<Option<String>> {
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;
-        let said = self.answer(KEEP, &[run.as_str(), home])?;
+        let said = self.answer(&format!("{GUARD}{KEEP}"), &[run.as_str(), home])?;
         let place = said.lines().next().map(printable).filter(|place| !place.is_empty());
         Ok(place.map(|place| format!("{}:{place}", self.ssh.host)))
     }
@@ -256,7 +279,7 @@ impl Provider for Owned<'_> {
     fn forget(&self, run: &RunId) -> Result<bool> {
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;
-        self.answer(FORGET, &[run.as_str(), home])?;
+        self.answer(&format!("{GUARD}{FORGET}"), &[run.as_str(), home])?;
         Ok(true)
     }
 
@@ -272,7 +295,7 @@ impl Provider for Owned<'_> {
         }
         let home = self.home()?;
         let home = home.to_str().context("a path over there that is not UTF-8")?;
-        let said = self.answer(GIVE_BACK, &[run.as_str(), home, MARK])?;
+        let said = self.answer(&format!("{GUARD}{GIVE_BACK}"), &[run.as_str(), home, MARK])?;
         let (outlived, left): (Vec<_>, _) = said.lines().partition(|line| line.starts_with(OUTLIVED));
         hold(&self.outlived)
             .extend(outlived.iter().filter_map(|line| line.strip_prefix(OUTLIVED)).map(printable));
@@ -430,14 +453,15 @@ mod tests {
         let at = top.path().to_str().unwrap();
         // Whatever it would remove, it would do with this.
         let bin = top.path().join("bin");
-        for name in ["rm", "kill", "find"] {
+        for name in ["rm", "kill", "find", "mv", "ln", "mkdir", "chmod"] {
             let text = format!("#!/bin/sh\necho \"{name} $*\" >> {at}/done\n");
             host.write(&bin.join(name), 0o755, text.as_bytes()).unwrap();
         }
         let path = format!("{at}/bin:/usr/bin:/bin");
-        let tried = |words: &[&str]| {
+        let tried = |script: &str, words: &[&str]| {
+            let script = format!("{GUARD}{script}");
             let cmd =
-                Cmd::new("sh", [&["-c", GIVE_BACK, "sh"], words].concat()).env("PATH", &path).env("HOME", "");
+                Cmd::new("sh", [&["-c", &script, "sh"], words].concat()).env("PATH", &path).env("HOME", "");
             host.ask(&cmd).unwrap()
         };
         let home = format!("{at}/home");
@@ -458,14 +482,21 @@ mod tests {
             &["a/b", &home, MARK],
             &["*", &home, MARK],
         ] {
-            let out = tried(words);
-            assert!(!out.ok() && out.stdout.is_empty(), "{words:?}: {out:?}");
-            assert!(!host.exists(&top.path().join("done")).unwrap(), "{words:?}");
+            // The mark is giving back's alone.
+            let others: &[&str] = if words == ["r1", &home, ""] { &[] } else { &[KEEP, LINK, FORGET] };
+            for script in [GIVE_BACK].iter().chain(others) {
+                let out = tried(script, words);
+                assert!(!out.ok() && out.stdout.is_empty(), "{words:?}: {out:?}");
+                assert!(!host.exists(&top.path().join("done")).unwrap(), "{words:?}");
+            }
         }
-        assert!(tried(&["r1", &home, MARK]).ok());
-        let done = host.read_text(&top.path().join("done")).unwrap().unwrap();
-        let removed: Vec<_> = done.lines().filter(|line| line.starts_with("rm ")).collect();
-        assert_eq!(removed, [format!("rm -rf -- {home}/runs/r1")]);
+        for (script, room) in [(GIVE_BACK, "runs"), (FORGET, "kept")] {
+            host.remove(&top.path().join("done")).unwrap();
+            assert!(tried(script, &["r1", &home, MARK]).ok());
+            let done = host.read_text(&top.path().join("done")).unwrap().unwrap();
+            let removed: Vec<_> = done.lines().filter(|line| line.starts_with("rm ")).collect();
+            assert_eq!(removed, [format!("rm -rf -- {home}/{room}/r1")]);
+        }
     }
 
     #[test]
@@ -496,7 +527,8 @@ mod tests {
         let alive =
             |n: u32| host.ask(&Cmd::new("pgrep", ["-f", &format!("^sleep {}$", long(n))])).unwrap().ok();
         let given_back = |run: &str| {
-            let words = ["-c", GIVE_BACK, "sh", run, at, MARK];
+            let script = format!("{GUARD}{GIVE_BACK}");
+            let words = ["-c", &script, "sh", run, at, MARK];
             // The kernel takes a moment to bury whoever was ended.
             crate::patience::Patience::seconds(5).until(|| {
                 let left = host.run(&Cmd::new("sh", words))?;
