@@ -157,7 +157,8 @@ impl<'a> Errand<'a> {
         let dir = self.there(machine)?;
         let program = self.host.read(&self.program)?.context("this program went away")?;
         // What is removed has a name, whatever we were given.
-        let script = "set -eu; umask 022; case \"${1:?}\" in /?*) ;; *) exit 64 ;; esac; : \"${2:?}\"; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
+        let script = "set -eu; umask 022; case \"${1:?}\" in /?*) ;; *) exit 64 ;; esac; \
+                      : \"${2:?}\"; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
                       cat > \"$new\"; set -- \"$1\" \"$2\" $(sha256sum < \"$new\"); [ \"$2\" = \"$3\" ]; \
                       chmod 755 \"$new\"; mv -f \"$new\" \"$1/echoes-appliance\"; trap - EXIT";
         let dir = dir.to_str().context("the agent's home is no UTF-8")?;

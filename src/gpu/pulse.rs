@@ -67,7 +67,7 @@ impl Countdown {
         let left = (state.killed_at()? - now).whole_seconds();
         Some(match left {
             ..=0 => Self::Killed,
-            ..=SOON => Self::Soon(left),
+            1..=SOON => Self::Soon(left),
             _ => Self::Saving(left),
         })
     }

@@ -57,6 +57,9 @@ const LAST_MINUTE: Duration = Duration::from_secs(25);
 /// Lists lag behind deeds. What is gone is looked for once more after this long.
 const TWICE: Duration = Duration::from_secs(5);
 
+/// So many processes that outlive a run are named. A machine may make up any number of them.
+const OUTLIVED: usize = 20;
+
 pub trait Clock {
     fn now(&self) -> OffsetDateTime;
     fn wait(&self, long: Duration);
@@ -345,7 +348,8 @@ impl Runner<'_> {
         let loan = self.loan.take_back(state);
         let left = self.provider.give_back(&state.spec.run);
         let outlived = self.provider.outlived();
-        let news: Vec<_> = outlived.into_iter().filter(|one| !state.outlived.contains(one)).collect();
+        let news = outlived.into_iter().filter(|one| !state.outlived.contains(one));
+        let news: Vec<_> = news.take(OUTLIVED.saturating_sub(state.outlived.len())).collect();
         if !news.is_empty() {
             return Next::Happened(Event::Outlived { processes: news });
         }

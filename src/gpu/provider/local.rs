@@ -127,8 +127,8 @@ impl Provider for Local<'_> {
 }
 
 #[cfg(test)]
-// Tests look at processes directly.
-#[allow(clippy::disallowed_methods)]
+// Tests look at files and processes directly.
+#[allow(clippy::disallowed_methods, clippy::disallowed_types)]
 mod tests {
     use super::*;
     use crate::{gpu::agent::processes::MARK, host::System};

@@ -727,3 +727,96 @@ fn money_ends_a_run_before_it_is_spent() {
     assert!(held.state.unfetched.is_some());
     assert!(world.rigs.borrow().is_empty());
 }
+
+#[test]
+fn a_script_that_was_told_to_end_is_waited_for_as_long_as_it_may_take() {
+    /// Takes so long to save.
+    struct Saving<'a>(&'a World, Duration, Cell<Option<OffsetDateTime>>);
+    impl Job for Saving<'_> {
+        fn prepare(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.prepare(spec, machine)
+        }
+        fn start(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.0.start(spec, machine)
+        }
+        fn poll(&self, _: &Spec, _: &Machine) -> Result<Stand> {
+            let saved = self.2.get().is_some_and(|told| self.0.now.get() - told >= self.1);
+            Ok(if saved { Stand::Exited(Exit::Stopped) } else { Stand::Running })
+        }
+        fn stop(&self, spec: &Spec, machine: &Machine) -> Result<()> {
+            self.2.set(self.2.get().or(Some(self.0.now.get())));
+            self.0.stop(spec, machine)
+        }
+        fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<bool> {
+            self.0.fetch(spec, machine)
+        }
+    }
+    for (grace, saving, waited_for) in
+        [(20, 15, true), (20, 200, false), (1800, 1790, true), (1800, 2000, false)]
+    {
+        let dir = dir();
+        let world = World::new(Story::Plain, dir.path());
+        let spec = Spec { grace, ..Spec::example("r1") };
+        let offers = vec![Offer::example("a")];
+        runs::create(&world.host, &run(), BEGAN, &Event::Asked { spec: Box::new(spec), offers }).unwrap();
+        let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+        held.note(BEGAN, &Event::Renting { offer: Offer::example("a") }).unwrap();
+        let machine = Machine { target: Target::Local, home: "/home".into(), data: None };
+        for event in [Event::Rented { machine }, Event::Prepared, Event::Started] {
+            held.note(BEGAN, &event).unwrap();
+        }
+        world
+            .rigs
+            .borrow_mut()
+            .insert("a".into(), Rig { prepared: true, started: Some(BEGAN), stopped: false });
+        runs::ask_to_stop(&world.host, &run()).unwrap();
+        let (provider, loan, clock) = (&world, &world, &world);
+        let job = Saving(&world, Duration::from_secs(saving), Cell::new(None));
+        Runner { host: &world.host, provider, job: &job, loan, clock, say: &|_| {} }
+            .drive(&mut held)
+            .unwrap();
+        assert_eq!(held.state.outcome, Some(Outcome::Exit(Exit::Stopped)));
+        let events = runs::events(&world.host, &run()).unwrap();
+        let exited = events.iter().any(|(_, event)| matches!(event, Event::Exited { .. }));
+        assert_eq!(exited, waited_for, "{saving} of {grace}: {events:?}");
+    }
+}
+
+#[test]
+fn what_outlives_a_run_is_named_once_and_waited_for_never() {
+    struct Haunted<'a>(&'a World);
+    impl Provider for Haunted<'_> {
+        fn rent(&self, spec: &Spec, offer: &Offer) -> Result<Rent> {
+            self.0.rent(spec, offer)
+        }
+        fn give_back(&self, run: &RunId) -> Result<Vec<String>> {
+            self.0.give_back(run)
+        }
+        fn list(&self) -> Result<Vec<Rented>> {
+            self.0.list()
+        }
+        fn outlived(&self) -> Vec<String> {
+            (0..1000).map(|n| format!("process {n} (ghost)")).collect()
+        }
+    }
+    let dir = dir();
+    let world = World::new(Story::Plain, dir.path());
+    begin(&world);
+    let mut held = runs::hold(&world.host, &run()).unwrap().unwrap();
+    let (job, loan, clock) = (&world, &world, &world);
+    Runner { host: &world.host, provider: &Haunted(&world), job, loan, clock, say: &|_| {} }
+        .drive(&mut held)
+        .unwrap();
+    assert_eq!(held.state.phase, Phase::Done);
+    assert_eq!(held.state.outlived.len(), OUTLIVED, "a machine may make up any number");
+    let events = runs::events(&world.host, &run()).unwrap();
+    assert_eq!(events.iter().filter(|(_, event)| matches!(event, Event::Outlived { .. })).count(), 1);
+    let receipt = crate::gpu::receipt::Receipt::of(&held.state, Path::new("/r"), world.now.get());
+    let text = receipt.text();
+    assert!(
+        text.contains(
+            "gone: all of it, looked for twice\noutlived it, and not ours to end: process 0 (ghost), "
+        ),
+        "{text}"
+    );
+}
