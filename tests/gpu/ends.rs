@@ -302,12 +302,13 @@ fn what_has_hidden_from_its_run_is_ended_with_it_and_a_stranger_with_our_variabl
         let (hidden, strange) =
             (long(100 + u32::try_from(n).unwrap()), long(200 + u32::try_from(n).unwrap()));
         fs::write(world.notes(&run).join("long"), &hidden).unwrap();
-        let mut stranger = Command::new("setpriv")
+        let stranger = Command::new("setpriv")
             .args(["--reuid", "65534", "--clear-groups", "sleep", &strange])
             .env_clear()
             .env("ECHOES_RUN", &run)
             .spawn()
             .unwrap();
+        let stranger = Stranger(stranger);
         world.here.until("the stranger", || sleeps(&strange));
         let since = Instant::now();
         let out = world.run(&run, person, "hiding.sh", &[]);
@@ -319,11 +320,20 @@ fn what_has_hidden_from_its_run_is_ended_with_it_and_a_stranger_with_our_variabl
         assert!(sleeps(&strange), "{run}: it is not ours to end");
         assert!(since.elapsed() < Duration::from_secs(60), "{run}: {:?}", since.elapsed());
         // Others' environments are root's alone to read.
-        let named = out.stderr.contains(&format!("not ours to end: process {} (sleep)", stranger.id()));
+        let named = out.stderr.contains(&format!("not ours to end: process {} (sleep)", stranger.0.id()));
         assert_eq!(named, person.is_none(), "{run}: {out}");
-        stranger.kill().unwrap();
-        stranger.wait().unwrap();
+        drop(stranger);
         world.nothing_left(&run, person);
+    }
+}
+
+/// Gone when dropped, also by a test that fails: the next one would meet it.
+struct Stranger(Child);
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

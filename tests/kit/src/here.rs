@@ -170,7 +170,11 @@ impl Here {
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
             environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes())
         };
-        assert!(!fs::read_dir("/proc").unwrap().flatten().any(|entry| mark(&entry)), "a process is left");
+        let left = fs::read_dir("/proc").unwrap().flatten().filter(mark).map(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            format!("process {:?}: {}", entry.file_name(), String::from_utf8_lossy(&line).replace('\0', " "))
+        });
+        assert_eq!(left.collect::<Vec<_>>(), Vec::<String>::new(), "left of {run}");
         let secrets = self.inside(&format!("{RUNS}/{run}/secrets.json"));
         assert!(!secrets.exists(), "a secret is left");
     }
