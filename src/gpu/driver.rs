@@ -253,7 +253,7 @@ impl Job for Driven<'_, '_> {
     fn fetch(&self, spec: &Spec, machine: &Machine) -> Result<Fetched> {
         let (remote, spec, there) = (self.remote, spec.clone(), machine.clone());
         let fetched = self.fetching.ask(machine.clone(), move || remote.fetch(&spec, &there))?;
-        fetched.unwrap_or(Ok(Fetched::Coming { files: 0, bytes: 0, left: Left::default() }))
+        fetched.unwrap_or(Ok(Fetched::UnderWay))
     }
 
     fn hurry(&self) {

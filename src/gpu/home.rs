@@ -125,6 +125,8 @@ struct Noted {
 /// What came of a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fetched {
+    /// Nothing new is known: it goes on.
+    UnderWay,
     /// There is more to come: so many files, as far as is known, of so many bytes. What is left is what cannot come.
     Coming { files: u64, bytes: u64, left: Left },
     /// All that can come is here; nothing more will be made. What is left is what cannot come.

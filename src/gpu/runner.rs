@@ -262,7 +262,7 @@ impl Runner<'_> {
     fn last_minute(&self, state: &State, mind: &Mind, now: OffsetDateTime) -> Next {
         let over = mind.evicted.is_none_or(|since| now - since > LAST_MINUTE);
         match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
-            Ok(Fetched::Coming { .. }) if !over => Next::Wait(SOON),
+            Ok(Fetched::Coming { .. } | Fetched::UnderWay) if !over => Next::Wait(SOON),
             _ => lost("the machine was taken away".into()),
         }
     }
@@ -303,6 +303,10 @@ impl Runner<'_> {
             Ok(Fetched::Coming { .. }) if !late => {
                 mind.failing = None;
                 Next::Wait(LOOK)
+            }
+            Ok(Fetched::UnderWay) if !late => Next::Wait(LOOK),
+            Ok(Fetched::UnderWay) => {
+                Next::Happened(Event::Failed { why: "not everything came home in time".into() })
             }
             Ok(Fetched::Coming { files, bytes, .. }) => {
                 let size = size_words(bytes);

@@ -176,7 +176,7 @@ impl World {
         let fetch = |errand: &Errand<'_>| errand.fetch(&self.spec, &self.machine);
         match self.with(fetch).unwrap_or_else(|e| panic!("{e:#}")) {
             Fetched::Home(left) => left,
-            coming @ Fetched::Coming { .. } => panic!("{coming:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -318,6 +318,8 @@ impl Job for World {
                 }
                 self.home.set(self.ended(machine));
                 Ok(match self.ended(machine) || machine.started.is_none() {
+                    // Now and then there is nothing new.
+                    _ if self.effects.get().is_multiple_of(3) => Fetched::UnderWay,
                     true if self.story.is_left() && machine.started.is_some() => Fetched::Home(left()),
                     whole => Fetched::example(whole),
                 })
