@@ -217,7 +217,7 @@ impl Home<'_> {
         let kept = self.keep(files, survey, &mut queue.batch);
         // By another connection it goes on from the last piece that came whole.
         if brought.as_ref().map_or_else(is_lost, |()| true) {
-            files.coming = queue.current.or(queue.resumed).map(|(_, coming)| coming);
+            files.coming = queue.current.or(queue.resumed).map(|(_, coming)| coming).or(queue.begun);
         }
         brought?;
         kept.map(|()| queue.no_room)

@@ -175,6 +175,10 @@ impl Home<'_> {
             let planned = (files.here.len() + survey.takes.len(), files.bytes.saturating_add(survey.planned));
             let decision = self.decide(files, (root, &there, &home), &what, (planned, ended || rested));
             match (decision, what) {
+                // Other names of it are names here, too.
+                (Decision::Here, Made::File { stamp, shared: Some(device), .. }) if firsts.len() < SEEN => {
+                    firsts.entry((device, stamp.inode)).or_insert(home);
+                }
                 (Decision::Here, _) => {}
                 (Decision::Later, Made::File { stamp, .. }) => {
                     survey.put_off(stamp.len);

@@ -352,7 +352,7 @@ fn the_trouble_of_a_file_is_that_file_s_alone() {
 fn what_is_one_file_by_several_names_comes_once() {
     let story = Story::new();
     let stamp = Stamp { len: 1, nanos: 1, inode: 5 };
-    let shared = |path: &str, device: u64| {
+    let shared = move |path: &str, device: u64| {
         of(path, Made::File { stamp, age: 60_000, shared: Some(device), extents: None })
     };
     let asked = Arc::new(Mutex::new(0));
@@ -368,6 +368,13 @@ fn what_is_one_file_by_several_names_comes_once() {
         |name: &str| std::fs::metadata(story.root.path().join("results/r/out").join(name)).unwrap().ino();
     assert_eq!(inode("a"), inode("b/c"));
     assert_ne!(inode("a"), inode("other"));
+    // A name that came later.
+    let nothing: Answering = Box::new(move |ask, wire| match ask {
+        Ask::List => list(wire, &[shared("a", 1), shared("z", 1)]),
+        other => no_books(&other, wire),
+    });
+    assert!(story.fetch(&[true], nothing).unwrap());
+    assert_eq!(inode("a"), inode("z"));
 }
 
 #[test]
