@@ -419,6 +419,9 @@ fn a_script_that_has_to_end_is_given_the_time_that_was_asked_for_and_it_is_count
                 let mut watching = world.command(run, person, "saving.sh", more);
                 let watching = watching.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
                 world.until_noted(run, "up");
+                // What a script does is seen before its driver has noted that it does anything.
+                let noted = || world.here.events(run).iter().any(|event| event == "started");
+                world.here.until("the driver's note", noted);
                 if status == 85 {
                     let out = world.here.run(&["gpu", "stop", run]);
                     out.assert_code(0);

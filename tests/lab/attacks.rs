@@ -662,8 +662,9 @@ fn a_neighbour(release: Release) {
         return;
     }
     let machine = hq::installed(release);
+    // As the program writes it, where there is none any more.
     machine
-        .ok("useradd --create-home mallory; touch /run/echoes-appliance/first-password 2>/dev/null || true");
+        .ok("useradd --create-home mallory; umask 077; touch /run/echoes-appliance/first-password || true");
     let as_her = |sh: &str| {
         machine.exec_fed("setpriv --reuid mallory --regid mallory --init-groups sh", sh.as_bytes())
     };
