@@ -36,8 +36,9 @@ const RENEW: Duration = Duration::from_secs(15 * 60);
 /// Between two looks at the script, and at what it has made.
 const LOOK: Duration = Duration::from_secs(2);
 const FETCH: Duration = Duration::from_secs(15);
-/// The same where seconds count.
-const SOON: Duration = Duration::from_millis(200);
+/// The same where seconds count, and how often at most where it is for ever.
+const SOON: Duration = Duration::from_millis(50);
+const AT_ONCE: u32 = 10;
 
 /// Beyond its grace, for a script that was told to end: a machine that counts by another clock, and one that is told late.
 const TOLD: Duration = Duration::from_secs(160);
@@ -102,6 +103,8 @@ struct Mind {
     renewed: Option<OffsetDateTime>,
     told_to_end: bool,
     delivered: bool,
+    /// How often there was more to come home.
+    came: u32,
     /// Since when the machine is being taken away.
     evicted: Option<OffsetDateTime>,
     /// Nothing was left, once.
@@ -302,7 +305,9 @@ impl Runner<'_> {
             Ok(Fetched::Home(left)) => Next::Happened(Event::Failed { why: left.words() }),
             Ok(Fetched::Coming { .. }) if !late => {
                 mind.failing = None;
-                Next::Wait(LOOK)
+                mind.came += 1;
+                // A look that began before the script had ended says so; who goes on saying so is not asked all the time.
+                Next::Wait(if mind.came <= AT_ONCE { SOON } else { LOOK })
             }
             Ok(Fetched::UnderWay) if !late => Next::Wait(LOOK),
             Ok(Fetched::UnderWay) => {
