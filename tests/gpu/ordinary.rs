@@ -436,6 +436,29 @@ impl World<'_> {
         eprintln!("{} ordinary troubles in {:?}", rows.len(), since.elapsed());
     }
 
+    /// What cannot be read is left, and comes home once somebody has made it readable; asked for before, it stays.
+    fn pull_what_is_left(&self) {
+        let row = Row::new("shut-file", "put(b'a', b'1'); os.chmod(at(b'a'), 0); put(b'b', b'2')", &[]);
+        let (run, script) = (self.name(&row), self.here.path("code/shut-file.py"));
+        fs::write(&script, format!("{PRELUDE}{}\n", row.script)).unwrap();
+        assert_eq!(self.begin(&row).wait().unwrap().code(), Some(87), "{}", self.seen("stderr", &run));
+        let out = self.home(&run).join("out");
+        for (mode, status) in [(0o0, 87), (0o600, 0)] {
+            let left = self.kept(&run).join("out/a");
+            fs::set_permissions(&left, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+            let pulled = self.run(&["gpu", "pull", &run]);
+            assert_eq!(pulled.code, status, "{pulled}");
+            assert_eq!(out.join("a").exists(), status == 0, "{pulled}");
+            assert_eq!(self.kept(&run).exists(), status != 0, "{pulled}");
+            assert!(self.room(&run).symlink_metadata().is_err(), "{pulled}");
+        }
+        let content = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+        assert_eq!((content("a"), content("b")), ("1".to_owned(), "2".to_owned()));
+        let receipt = self.run(&["gpu", "cost", &run, "--json"]).json();
+        let said = (&receipt["all_home"], &receipt["exit_status"], &receipt["left"], &receipt["kept"]);
+        assert_eq!(said, (&true.into(), &0.into(), &Value::Null, &Value::Null), "{receipt}");
+    }
+
     /// Lists what is not as the row has it; none when nothing is.
     fn faults(&self, row: &Row, code: i32) -> Option<String> {
         let run = &self.name(row);
@@ -588,6 +611,7 @@ fn on_this_machine() {
     let provider = ["--provider", "local"].map(Into::into).into();
     let world =
         World { named: "here", here: &here, command: Box::new(command), provider, rooms, rented: false };
+    world.pull_what_is_left();
     world.try_all(&ROWS.iter().chain([&MANY]).collect::<Vec<_>>());
 }
 
@@ -604,6 +628,7 @@ fn on_a_machine_that_the_team_owns() {
     let provider = vec!["--provider".to_owned(), owned.url(PERSON)];
     let world =
         World { named: "owned", here: &here, command: Box::new(command), provider, rooms, rented: false };
+    world.pull_what_is_left();
     world.try_all(&ROWS.iter().collect::<Vec<_>>());
 }
 

@@ -72,8 +72,8 @@ impl Provider for Local<'_> {
         for home in self.all()? {
             let (room, kept) = (room(&home, run), kept_room(&home, run));
             if self.host.meta(&room)?.is_some_and(|meta| meta.kind == Kind::Dir) {
+                // The person goes through it when it is pulled; what is in it is theirs alone.
                 self.host.make_dir(&home.join("kept"))?;
-                self.host.shut(&home.join("kept"))?;
                 self.host.rename(&room, &kept)?;
             }
             if self.host.exists(&kept)? {
