@@ -378,6 +378,19 @@ impl Host {
     }
 }
 
+/// A path without `.` and `..`, as if no name on the way were a link. Pure.
+pub fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(out.pop()),
+            Component::CurDir => {}
+            part => out.push(part),
+        }
+    }
+    out
+}
+
 /// Every directory from there on down may be listed and changed by its owner, where that is us.
 fn open_up(dir: &Path) {
     use std::os::unix::fs::PermissionsExt as _;

@@ -369,7 +369,7 @@ fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &str) -> Strin
     lines.join("\n")
 }
 
-/// Where results come home to, and how much of them.
+/// The plan's line on results: where they come home to, and how much of them.
 fn results_line(host: &Host, config: &Config, spec: &Spec) -> Result<String> {
     let (results, gpu) = (runs::results(config, &spec.run), &config.gpu);
     let most = match gpu.max_result_gib {

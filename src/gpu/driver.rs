@@ -29,7 +29,7 @@ use anyhow::{Context as _, Result};
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Sender, channel},
     },
     time::{Duration, Instant},
@@ -77,15 +77,15 @@ fn detached(log: &Path, own: &Path, run: &RunId, words: &Words) -> Cmd {
 /// Drive it to its end, unless somebody does.
 pub fn drive(host: &Arc<Host>, config: &Config, run: &RunId, ui: &Ui) -> Result<()> {
     // Who only looks whether it is held holds it for a moment. What cannot be read will not be read in a second.
-    let hold = || runs::hold(host, run).transpose().context("held by somebody else");
-    let Ok(held) = Patience::seconds(2).until(hold) else {
+    let take = || runs::hold(host, run).transpose().context("held by somebody else");
+    let Ok(held) = Patience::seconds(2).until(take) else {
         ui.say(format_args!("{run} is driven by somebody else, or is not there"));
         return Ok(());
     };
     let held = held?;
     let last = Mutex::new(String::new());
     let say = |words: &str| {
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = hold(&last);
         if *last != words {
             words.clone_into(&mut last);
             ui.say(words);
@@ -293,10 +293,12 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
 }
 
 fn quota(config: &Config) -> Quota {
-    let Quota { all, .. } = Quota::default();
-    let gib = u64::from(config.gpu.max_result_gib);
     let files = usize::try_from(config.gpu.max_result_files).unwrap_or(usize::MAX);
-    Quota { files, all: if gib == 0 { all } else { gib << 30 }, ..Quota::default() }
+    let quota = Quota { files, ..Quota::default() };
+    match config.gpu.max_result_gib {
+        0 => quota,
+        gib => Quota { all: u64::from(gib) << 30, ..quota },
+    }
 }
 
 /// As the runner sees it between two steps, for a step that takes long.

@@ -14,13 +14,13 @@
 //! it is there no signature is, and a superblock there without its marker (a power cut may keep the one and
 //! lose the other) has never been mounted, so holds nothing.
 
-use crate::host::{Cmd, Host, Kind, mounts::unescape};
+use crate::host::{Cmd, Host, Kind, mounts::unescape, without_dots};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     fmt,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     str::FromStr,
     time::{Duration, Instant},
 };
@@ -234,21 +234,9 @@ fn chosen(host: &Host, choice: &Choice) -> Result<Option<String>> {
     for _ in 0..8 {
         let Some(meta) = host.meta(&path)? else { break };
         let Kind::Link(target) = meta.kind else { break };
-        path = flat(&path.parent().unwrap_or(Path::new("/")).join(target));
+        path = without_dots(&path.parent().unwrap_or(Path::new("/")).join(target));
     }
     Ok(Some(path.to_string_lossy().into_owned()))
-}
-
-fn flat(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => drop(out.pop()),
-            Component::CurDir => {}
-            part => out.push(part),
-        }
-    }
-    out
 }
 
 fn decide_auto(disks: &[Disk], at: &str, noted: &[String]) -> Decision {

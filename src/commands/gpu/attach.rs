@@ -155,7 +155,7 @@ struct Watch<'a> {
     rest: String,
     /// When it was last said how it goes.
     pulse: Instant,
-    /// What is left on the machine, as it was last said.
+    /// Left on the machine, as it was last told.
     left: Left,
     /// What was said last of how long it has to end.
     countdown: Option<Countdown>,

@@ -76,7 +76,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Where the next byte goes.
+/// The end of a book: where its next byte goes.
 pub fn end(host: &Host, dir: &Path) -> Result<u64> {
     let (begins, len) = pieces(host, dir)?;
     Ok(begins.last().map_or(0, |last| last + len))

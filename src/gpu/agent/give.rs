@@ -11,6 +11,7 @@ use crate::{
     host::{
         Host, Kind,
         beneath::{Beneath, Found, OpenFile, Rel, Spelling, Stamp, stays_inside},
+        without_dots,
     },
 };
 use anyhow::{Context as _, Result};
@@ -19,7 +20,7 @@ use std::{
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     ops::ControlFlow,
     os::unix::ffi::OsStrExt as _,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -145,27 +146,14 @@ fn link(host: &Host, dir: &Beneath, path: &Rel, to: &Path) -> Made {
     }
     let whole = dir.path().join(path.as_path().parent().unwrap_or(Path::new(""))).join(to);
     // As it is written; of one that leads to nothing yet, that is all there is.
-    let lexical = lexical(&whole);
+    let written = without_dots(&whole);
     let real = || Some((host.real_path(&whole).ok()?, host.real_path(dir.path()).ok()?));
-    let below = lexical.strip_prefix(dir.path()).map(from_root).ok();
+    let below = written.strip_prefix(dir.path()).map(from_root).ok();
     let below = below.or_else(|| real().and_then(|(to, root)| to.strip_prefix(root).map(from_root).ok()));
     below.as_deref().and_then(inside).unwrap_or_else(|| {
         let to = Spelling::of(to.as_os_str().as_bytes());
         Made::Special { what: format!("a link to {to}, which is not this run's") }
     })
-}
-
-/// Without `.` and `..`, as if no name on the way were a link.
-fn lexical(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => drop(out.pop()),
-            Component::CurDir => {}
-            part => out.push(part),
-        }
-    }
-    out
 }
 
 /// A piece of a file, that begins there and is so long.

@@ -362,7 +362,7 @@ impl Home<'_> {
                 false => Err(error),
             });
             if let Err(error) = named {
-                self.leave(files, survey, &take.home.to_string(), &format!("{error:#}"), take.data());
+                self.leave(files, survey, &take.home.to_string(), &format!("{error:#}"), take.bytes);
                 continue;
             }
             dirs.insert(take.home.dirs().last().unwrap_or_default().to_vec(), part);
@@ -487,12 +487,6 @@ struct Named {
     stamp: Stamp,
     bytes: u64,
     hash: String,
-}
-
-impl Named {
-    fn data(&self) -> u64 {
-        self.bytes
-    }
 }
 
 impl Batch {

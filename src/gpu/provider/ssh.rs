@@ -200,6 +200,19 @@ impl<'a> Owned<'a> {
         parse_home(&self.answer(ASK_HOME, &[])?)
     }
 
+    /// Move or remove something of a run's over there, once its name and the home were looked at. What was answered.
+    fn change(&self, script: &str, run: &RunId, home: &Path, more: &[&str]) -> Result<String> {
+        let home = home.to_str().context("a path over there that is not UTF-8")?;
+        self.answer(&format!("{GUARD}{script}"), &[&[run.as_str(), home], more].concat())
+    }
+
+    /// Where what the run made is from then on; none when there is none.
+    fn set_aside(&self, run: &RunId, home: &Path) -> Result<Option<String>> {
+        let said = self.change(KEEP, run, home, &[])?;
+        let place = said.lines().next().map(printable).filter(|place| !place.is_empty());
+        Ok(place.map(|place| format!("{}:{place}", self.ssh.host)))
+    }
+
     /// Whether a script there ends when a connection does.
     pub fn ends_at_logout(&self) -> Result<bool> {
         Ok(self.answer(&format!("{{\n{ASK_LOGOUT}}} 2> /dev/null"), &[])?.trim() == "yes")
@@ -258,9 +271,7 @@ impl Provider for Owned<'_> {
 
     fn rent_from_copy(&self, spec: &Spec, _: &Offer, copy: &str) -> Result<Rent> {
         let home = self.home()?;
-        let there = home.to_str().context("a path over there that is not UTF-8")?;
-        let linked = self.answer(&format!("{GUARD}{LINK}"), &[spec.run.as_str(), there]);
-        linked.with_context(|| format!("looking for {copy}"))?;
+        self.change(LINK, &spec.run, &home, &[]).with_context(|| format!("looking for {copy}"))?;
         Ok(Rent::Here(Machine { target: Target::Ssh(self.ssh.clone()), home, data: None }))
     }
 
@@ -269,17 +280,11 @@ impl Provider for Owned<'_> {
     }
 
     fn keep(&self, run: &RunId) -> Result<Option<String>> {
-        let home = self.home()?;
-        let home = home.to_str().context("a path over there that is not UTF-8")?;
-        let said = self.answer(&format!("{GUARD}{KEEP}"), &[run.as_str(), home])?;
-        let place = said.lines().next().map(printable).filter(|place| !place.is_empty());
-        Ok(place.map(|place| format!("{}:{place}", self.ssh.host)))
+        self.set_aside(run, &self.home()?)
     }
 
     fn forget(&self, run: &RunId) -> Result<bool> {
-        let home = self.home()?;
-        let home = home.to_str().context("a path over there that is not UTF-8")?;
-        self.answer(&format!("{GUARD}{FORGET}"), &[run.as_str(), home])?;
+        self.change(FORGET, run, &self.home()?, &[])?;
         Ok(true)
     }
 
@@ -290,12 +295,11 @@ impl Provider for Owned<'_> {
             return Ok(Vec::new());
         }
         // Not all of it is home: what is there stays, and only what runs is ended.
-        if state.is_some_and(|state| state.kept.is_some()) {
-            self.keep(run)?;
-        }
         let home = self.home()?;
-        let home = home.to_str().context("a path over there that is not UTF-8")?;
-        let said = self.answer(&format!("{GUARD}{GIVE_BACK}"), &[run.as_str(), home, MARK])?;
+        if state.is_some_and(|state| state.kept.is_some()) {
+            self.set_aside(run, &home)?;
+        }
+        let said = self.change(GIVE_BACK, run, &home, &[MARK])?;
         let (outlived, left): (Vec<_>, _) = said.lines().partition(|line| line.starts_with(OUTLIVED));
         hold(&self.outlived)
             .extend(outlived.iter().filter_map(|line| line.strip_prefix(OUTLIVED)).map(printable));
