@@ -74,6 +74,11 @@ impl Here {
         self.dir.path().join(name)
     }
 
+    /// The story's directory, as it is called in the namespace and here.
+    pub fn signs(&self) -> (String, PathBuf) {
+        (self.dir.path().display().to_string(), self.dir.path().into())
+    }
+
     /// A path of the namespace, as it is seen from here.
     pub fn inside(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
@@ -100,6 +105,12 @@ impl Here {
             .env_remove("SUDO_USER")
             .stdin(Stdio::null());
         command
+    }
+
+    /// As `command`, with more settings, each as `KEY=VALUE`.
+    pub fn command_with(&self, settings: &[String], arguments: &[&str]) -> Command {
+        let settings: Vec<&str> = settings.iter().flat_map(|one| ["--set", one.as_str()]).collect();
+        self.command(&[&settings[..], arguments].concat())
     }
 
     pub fn run(&self, arguments: &[&str]) -> CompletedProcess {

@@ -17,6 +17,7 @@ pub mod here;
 pub mod hq;
 pub mod lab;
 pub mod network;
+pub mod ordinary;
 pub mod process;
 pub mod sshd;
 pub mod story;
