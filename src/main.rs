@@ -4,6 +4,8 @@
 mod cli;
 mod commands;
 mod config;
+#[cfg(test)]
+mod fuzz;
 mod gpu;
 mod hash;
 mod host;
