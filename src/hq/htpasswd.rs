@@ -473,4 +473,26 @@ mod tests {
     }
 
     const HTPASSWD: &str = "ann:$2y$05$c0ImoSkpDEWz66WPxQuoqeblKpmE946bWLgI33KqBAmxdatPrfASW\n";
+
+    #[test]
+    fn fuzz_htpasswd_is_kept_byte_for_byte_and_listed() {
+        crate::fuzz::run("htpasswd", &["$2y$12$", "$apr1$", "{SHA}", "ana:", "$2y$99$"], |bytes| {
+            let file = Htpasswd::parse(bytes);
+            let whole = [bytes.strip_suffix(b"\n").unwrap_or(bytes), b"\n"].concat();
+            assert!(whole == b"\n" || file.format() == whole);
+            let rows: Vec<_> = file
+                .list()
+                .iter()
+                .map(|entry| vec![entry.user.clone(), entry.kind.to_string(), String::new()])
+                .collect();
+            let _ = (crate::ui::table(&rows), file.admits_somebody());
+            for entry in file.list() {
+                assert!(file.lock(&entry.user).hash().len() < bytes.len() + 100);
+                let mut changed = file.clone();
+                let user: User = entry.user.parse()?;
+                assert!(changed.remove(&user) && changed.list().len() < file.list().len());
+            }
+            Ok(())
+        });
+    }
 }

@@ -871,4 +871,17 @@ mod tests {
         assert!(sweep(&host).unwrap().contains(&old.dir));
         assert_eq!(look_inside(&host, &SERVICES).unwrap(), Seen::Right(new));
     }
+
+    #[test]
+    fn fuzz_pip_settings_are_read_and_its_words_have_a_hint() {
+        crate::fuzz::run(
+            "pip",
+            &["global.index-url='", "install.cert=", ":env:.proxy='x'", "\\'"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let _ = (settings(&text, &[]), hint(&text), text.lines().filter_map(parse).count());
+                Ok(())
+            },
+        );
+    }
 }

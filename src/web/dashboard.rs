@@ -648,4 +648,19 @@ mod tests {
             assert!(!script.contains(never), "{never}");
         }
     }
+
+    #[test]
+    fn fuzz_dashboard_takes_any_answer_of_mlflow() {
+        crate::fuzz::run(
+            "dashboard",
+            &["\"next_page_token\":\"\"", "\"NaN\"", "\"FINISHED\"", "\"value\":"],
+            |bytes| {
+                let runs = serde_json::from_slice::<RawRuns>(bytes);
+                let experiments = serde_json::from_slice::<Experiments>(bytes)?;
+                serde_json::to_string(&experiments)?;
+                serde_json::to_string(&Runs::from(runs?))?;
+                Ok(())
+            },
+        );
+    }
 }
