@@ -400,8 +400,7 @@ fn open_up(dir: &Path) {
 fn tail(text: &str) -> &str {
     let text = text.trim();
     let from = text.len().saturating_sub(1024);
-    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    &text[from..]
+    (from..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
 }
 
 /// Not there is an answer, not an error.

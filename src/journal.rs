@@ -156,7 +156,7 @@ fn write(entry: &str, by: Option<&str>) -> String {
 
 /// The name of an object's first member, as it is written, with its colon.
 fn first_name(members: &str) -> &str {
-    members.find(':').map_or("", |end| &members[..=end])
+    members.find(':').and_then(|end| members.get(..=end)).unwrap_or_default()
 }
 
 /// A line, taken apart.

@@ -15,7 +15,7 @@ use super::{
     wire::{Wire, is_lost, shown},
 };
 use crate::{
-    hash::sha256,
+    hash::{first, sha256},
     host::{
         Cmd, Host, PROGRAM,
         beneath::{Beneath, Rel},
@@ -413,7 +413,7 @@ impl<'a> Errand<'a> {
 fn project_key(project: &Path) -> Result<Rel> {
     let name = project.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric()).take(40).collect();
-    Rel::new(&format!("{name}-{}", &sha256(project.as_os_str().as_encoded_bytes())[..16]))
+    Rel::new(&format!("{name}-{}", first(&sha256(project.as_os_str().as_encoded_bytes()), 16)))
 }
 
 /// What is not sent cannot be started.

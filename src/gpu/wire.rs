@@ -156,9 +156,8 @@ impl Wire {
 
     /// We cannot go on, and why.
     pub fn break_off(&mut self, why: &anyhow::Error) {
-        let mut why = format!("{why:#}");
-        let end = (0..=REASON.min(why.len())).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
-        why.truncate(end);
+        let why = format!("{why:#}");
+        let why = (0..=REASON.min(why.len())).rev().find_map(|end| why.get(..end)).unwrap_or_default();
         // Who cannot be told finds the connection ended.
         let _ = self.put(b'x', why.as_bytes()).and_then(|()| self.to.flush());
     }

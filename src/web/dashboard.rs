@@ -395,12 +395,9 @@ impl From<String> for Text {
     }
 }
 
-fn short(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+fn short(text: String) -> String {
+    let end = text.char_indices().nth(LONGEST_TEXT);
+    end.and_then(|(end, _)| text.get(..end)).map(|cut| format!("{cut}…")).unwrap_or(text)
 }
 
 impl From<RawRuns> for Runs {

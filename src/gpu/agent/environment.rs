@@ -8,7 +8,7 @@ use super::{
     uv::Uv,
 };
 use crate::{
-    hash::hex,
+    hash::{first, hex},
     host::{Busy, Cmd, Host, without_dots},
     hq::python,
     ui::Try as _,
@@ -126,7 +126,7 @@ impl Wanted {
         for (name, text) in &self.from {
             hash.update(format!("{name} {}\n{text}\n", text.len()));
         }
-        hex(&hash.finalize())[..16].to_owned()
+        first(&hex(&hash.finalize()), 16).to_owned()
     }
 }
 
