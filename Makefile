@@ -35,7 +35,7 @@ test-all: ## Run every test there is, and note in tests/tiers/full-pass that the
 
 fuzz: ## Give one reader, as TARGET=journal, input that nobody would write, until it is stopped or FOR so many seconds
 	@test -d "tests/corpus/$(TARGET)" -a -n "$(TARGET)" || { echo "TARGET is one of:" $$(ls tests/corpus); exit 2; }
-	@FUZZ=$(or $(FOR),always) cargo test --quiet --config profile.dev.opt-level=3 \
+	@FUZZ=$(or $(FOR),always) cargo test --quiet --config profile.dev.opt-level=1 \
 		--bin echoes-appliance fuzz_$(TARGET)_ -- --nocapture
 
 bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az

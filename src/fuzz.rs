@@ -22,9 +22,9 @@ use std::{
 };
 
 const TRIES: u64 = 5_000;
-/// Longer ones find nothing else, and take longer.
+/// Bytes of the longest input: longer ones find nothing else, and take longer.
 const LONGEST: usize = 32 << 10;
-/// Of answers that are told apart.
+/// Inputs that are gone on from, one for each answer that is told apart.
 const KEPT: usize = 2_000;
 
 /// Words at which something was wrong before, here or elsewhere.
@@ -86,7 +86,7 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Less than `most`; 0 where that is 0.
+    /// A number less than `most`; 0 where that is 0.
     fn below(&mut self, most: usize) -> usize {
         usize::try_from(self.next() % (most.max(1) as u64)).unwrap_or_default()
     }
@@ -103,7 +103,7 @@ impl Random {
     }
 }
 
-/// Where the bytes of one kind around a place begin and end.
+/// The first bytes of one kind from a place on: where they begin and end.
 fn run_of(bytes: &[u8], at: usize, is_one: impl Fn(u8) -> bool) -> Option<(usize, usize)> {
     let first = (at..bytes.len()).find(|n| is_one(bytes[*n]))?;
     let end = (first..bytes.len()).find(|n| !is_one(bytes[*n])).unwrap_or(bytes.len());
@@ -167,7 +167,7 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, all: &[Vec<u8>], words: &[&s
     bytes.truncate(LONGEST);
 }
 
-/// Where inputs are while they are tried, so that one that ends the process is there still.
+/// A file that holds an input while it is tried, so that one that ends the process is there still.
 struct Trace {
     dir: PathBuf,
     last: File,
@@ -196,7 +196,7 @@ impl Trace {
     }
 }
 
-/// Try what `read` makes of inputs. `words` are those that mean something to it. It panics where something is wrong.
+/// Tries what `read` makes of inputs. `words` are those that mean something to it. It panics where something is wrong.
 pub fn run(target: &str, words: &[&str], read: impl Fn(&[u8]) -> anyhow::Result<()>) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(target);
     let mut paths: Vec<PathBuf> = fs::read_dir(&corpus).unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -31,7 +31,7 @@ impl Patience {
     }
 }
 
-/// When so much time has passed. A time that somebody wrote down may be longer than a clock counts: that is never.
+/// The moment when so much time has passed. A time that somebody wrote down may be longer than a clock counts: that is never.
 pub fn from_now(long: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
     let now = Instant::now();

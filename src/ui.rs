@@ -308,7 +308,7 @@ pub fn lasting(seconds: u64) -> String {
     if said.is_empty() { "0 s".into() } else { said.join(" ") }
 }
 
-/// Wider columns than this are read by nobody, and a name may be as long as somebody made it: what is longer sticks out.
+/// The widest column that others are lined up by: a name may be as long as somebody made it, and then sticks out.
 const WIDEST: usize = 100;
 
 /// Rows in columns as wide as their widest cell; the last column is left as long as it is.

@@ -227,7 +227,7 @@ impl Host {
     }
 }
 
-/// All that is read from a text here.
+/// Reads a text in all the ways that this file has, for fuzzing.
 #[cfg(test)]
 pub fn fuzzed(text: &str) {
     let _ = taker(text);

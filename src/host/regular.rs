@@ -14,13 +14,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Of a file that nothing else is said of: what we read whole is text, and a large one has a megabyte.
+/// Bound for a file that has no other: what is read whole is text, and a large one has a megabyte.
 const MOST: u64 = 64 << 20;
-/// A settings file of ours has 10 KiB, and most of it is comments.
+/// Bound for the settings file, which has 10 KiB with all of its comments.
 pub const SETTINGS: u64 = 1 << 20;
-/// This program, as it is built for tests, has a quarter of this.
+/// Bound for this program, which has a quarter of it as it is built for tests.
 pub const PROGRAM: u64 = 1 << 30;
-/// Two million files of a dataset, with what is known of each.
+/// Bound for what is known of a dataset's files, of which there may be four million.
 pub const HASHES: u64 = 1 << 30;
 
 /// Something in place of a file.
@@ -65,7 +65,7 @@ impl Host {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// As `read`, where more bytes than `most` are an error.
+    /// Reads as `read` does; more bytes than `most` are an error.
     pub fn read_at_most(&self, path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         let doing = || format!("reading {}", path.display());
         let Some(file) = self.open_file(path, OpenOptions::new().read(true)).with_context(doing)? else {

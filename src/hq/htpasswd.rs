@@ -6,7 +6,7 @@
 
 use anyhow::{Result, bail, ensure};
 use bcrypt::HashParts;
-use std::{fmt, str::FromStr};
+use std::{collections::HashSet, fmt, str::FromStr};
 
 /// About 0.2 s on a small machine: slow for a guesser with a stolen file, and paid once per login here,
 /// since right answers are remembered (see `web::gate`).
@@ -251,13 +251,10 @@ impl Htpasswd {
 
     /// Everybody in the file, in its order. Of two lines for one user only the first counts, as with nginx.
     pub fn list(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = Vec::new();
-        for Login { user, kind, .. } in self.lines.iter().filter_map(|line| line.login.as_ref()) {
-            if !entries.iter().any(|entry| entry.user == *user) {
-                entries.push(Entry { user: user.clone(), kind: *kind });
-            }
-        }
-        entries
+        let mut known = HashSet::new();
+        let logins = self.lines.iter().filter_map(|line| line.login.as_ref());
+        let first = logins.filter(|login| known.insert(&login.user));
+        first.map(|Login { user, kind, .. }| Entry { user: user.clone(), kind: *kind }).collect()
     }
 
     /// Set the user's password. Every older line of that user is gone.

@@ -42,8 +42,7 @@ pub fn block_on<T>(asking: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.context("starting the async runtime")?.block_on(asking)
 }
 
-/// The JSON of an answer that has at most so many bytes; none where it is no JSON, or longer. For who has nothing to say about
-/// either.
+/// The JSON of an answer. None: it is no JSON, or has more bytes than `most`; whoever tells these apart reads it by himself.
 pub async fn json_at_most(
     mut answer: reqwest::Response,
     most: usize,

@@ -12,7 +12,7 @@ use std::{
 };
 
 const URL: &str = "http://169.254.169.254/metadata/scheduledevents?api-version=2020-07-01";
-/// A machine's events are a few hundred bytes each.
+/// Bytes of the longest answer that is read; an event has a few hundred.
 const MOST: usize = 1 << 20;
 /// As often as Microsoft advises.
 const BETWEEN: Duration = Duration::from_secs(1);

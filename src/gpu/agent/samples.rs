@@ -123,7 +123,7 @@ fn gpu(line: &str) -> Option<Gpu> {
     })
 }
 
-/// All that is read from a text here.
+/// Reads a text in all the ways that this file has, for fuzzing.
 #[cfg(test)]
 pub fn fuzzed(text: &str) {
     let _ = (processor(text), memory(text), text.lines().filter_map(gpu).count());

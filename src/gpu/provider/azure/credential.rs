@@ -26,7 +26,7 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// A token has two kilobytes.
+/// Bytes of the longest answer that is read; a token has two kilobytes.
 const MOST: usize = 1 << 20;
 
 /// A new token is asked for when the old one has so long to live: no request should outlive its token.

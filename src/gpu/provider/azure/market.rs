@@ -18,9 +18,9 @@ use std::time::Duration;
 
 /// More of one size's prices in one region than there are.
 const PAGES: usize = 20;
-/// A page of a hundred prices has 80 KB.
+/// Bytes of the longest page that is read; a hundred prices have 80 KB.
 const PAGE: usize = 8 << 20;
-/// Whoever is asked may name any time to come back; a plan without prices is better than one next year.
+/// The longest wait that is kept, whatever was asked for: a plan without prices is better than one next year.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl Azure {

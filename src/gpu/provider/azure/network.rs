@@ -15,7 +15,7 @@ use std::{net::IpAddr, time::Duration};
 /// The metadata service answers at once or is not there.
 const METADATA: Duration = Duration::from_secs(2);
 
-/// Its answers have three kilobytes.
+/// Bytes of the longest answer that is read; the metadata have three kilobytes.
 const MOST: usize = 1 << 20;
 
 /// This machine, as its metadata service tells.
@@ -231,7 +231,7 @@ pub fn ids(list: &Value) -> Vec<String> {
     list.as_array().into_iter().flatten().filter_map(id).collect()
 }
 
-/// All that is read from an answer here.
+/// Reads an answer in all the ways that this file has, for fuzzing.
 #[cfg(test)]
 pub fn fuzzed(body: &Value) -> Vec<Result<Managed, String>> {
     let slots = |metadata: Metadata| (0..2).map(move |lun| metadata.managed(lun, "s")).collect::<Vec<_>>();
