@@ -214,9 +214,7 @@ pub fn run(target: &str, words: &[&str], read: impl Fn(&[u8]) -> anyhow::Result<
                 panic!("{target}: it took {:?}; the input is in {}", began.elapsed(), trace.dir.display())
             }
             Ok(answer) => answer.err().map(|error| {
-                let said =
-                    format!("{error:#}").chars().filter(|c| c.is_ascii_alphabetic()).take(80).collect();
-                said
+                format!("{error:#}").chars().filter(|c| c.is_ascii_alphabetic()).take(80).collect()
             }),
             Err(panic) => {
                 let kept = trace.dir.join(&crate::hash::sha256(input)[..16]);
@@ -274,14 +272,19 @@ fn an_input_that_ends_in_a_panic_is_kept_and_the_same_inputs_are_tried_each_time
     let seen = std::cell::RefCell::new(Vec::new());
     let note = |input: &[u8]| {
         seen.borrow_mut().push(crate::hash::sha256(input));
-        anyhow::ensure!(input.len() % 2 == 0, "odd");
+        anyhow::ensure!(input.len().is_multiple_of(2), "odd");
         Ok(())
     };
     run("git", &[], note);
     let first = seen.take();
     run("git", &[], note);
     assert!(first.len() as u64 > TRIES && first == seen.take());
-    let ends = catch_unwind(|| run("git", &[], |input| Ok(assert!(!input.contains(&0xff), "found"))));
+    let ends = catch_unwind(|| {
+        run("git", &[], |input| {
+            assert!(!input.contains(&0xff), "found");
+            Ok(())
+        })
+    });
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fuzz/git");
     let kept = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
     let kept: Vec<_> = kept.filter(|path| fs::read(path).unwrap().contains(&0xff)).collect();

@@ -348,7 +348,7 @@ mod tests {
         journal.append(&Note::Anew).unwrap();
         drop(journal);
         let text = text(&host);
-        let (before, new) = text.split_at(old.len());
+        let (before, new) = text.split_at_checked(old.len()).unwrap();
         assert_eq!(before, old);
         let sums = new.lines().map(|line| line.split_once(SUM).unwrap().0).collect::<Vec<_>>();
         let by = format!("{{\"v\":2,\"by\":\"{VERSION}\",");

@@ -180,7 +180,7 @@ fn settings_that_are_no_file_or_have_no_end_are_named_and_not_waited_for() {
         let asked = at(name);
         let place = if name == "." { "DIR".to_owned() } else { format!("DIR/{name}") };
         let error = format!(
-            "error: reading {place}: {place} is {kind}, and no regular file\n\
+            "error: reading {place}\n  because: {place} is {kind}, and no regular file\n\
              try:   `ls -lL {place}` shows what it is; put a file in its place, or remove it\n"
         );
         for verb in [["config", "check"], ["config", "show"]] {
@@ -189,7 +189,7 @@ fn settings_that_are_no_file_or_have_no_end_are_named_and_not_waited_for() {
         }
     }
     let long = run(dir.path(), &["config", "check", "--config", "long"]);
-    assert!(long.code == 78 && long.stderr.contains("reading DIR/long: it has more than 1 MiB"), "{long:?}");
+    assert!(long.code == 78 && long.stderr.contains("because: it has more than 1 MiB"), "{long:?}");
 }
 
 #[test]

@@ -124,17 +124,19 @@ mod tests {
     #[test]
     fn what_is_no_file_is_named_and_not_waited_for() {
         let (_dir, host, _socket) = scene();
-        let mut ways: Vec<(&str, Box<dyn Fn(&Path) -> Result<()>>)> = Vec::new();
-        ways.push(("read", Box::new(|path| host.read(path).map(drop))));
-        ways.push(("read_text", Box::new(|path| host.read_text(path).map(drop))));
-        ways.push(("read_part", Box::new(|path| host.read_part(path, 0, 1).map(drop))));
-        ways.push(("lines", Box::new(|path| host.lines(path).map(drop))));
-        ways.push(("ledger", Box::new(|path| host.ledger(path).map(drop))));
-        ways.push(("append", Box::new(|path| host.append(path).map(drop))));
-        ways.push(("lock_holder", Box::new(|path| host.lock_holder(path).map(drop))));
-        ways.push(("copy_from", Box::new(|path| host.copy_from(path, 0, Path::new("/copy")))));
-        ways.push(("copy to", Box::new(|path| host.copy_from(Path::new("/file"), 0, path))));
-        ways.push(("log of", Box::new(|path| host.leave_running(&Cmd::new("true", [""; 0]), path))));
+        type Way<'a> = Box<dyn Fn(&Path) -> Result<()> + 'a>;
+        let ways: Vec<(&str, Way<'_>)> = vec![
+            ("read", Box::new(|path| host.read(path).map(drop))),
+            ("read_text", Box::new(|path| host.read_text(path).map(drop))),
+            ("read_part", Box::new(|path| host.read_part(path, 0, 1).map(drop))),
+            ("lines", Box::new(|path| host.lines(path).map(drop))),
+            ("ledger", Box::new(|path| host.ledger(path).map(drop))),
+            ("append", Box::new(|path| host.append(path).map(drop))),
+            ("lock_holder", Box::new(|path| host.lock_holder(path).map(drop))),
+            ("copy_from", Box::new(|path| host.copy_from(path, 0, Path::new("/copy")))),
+            ("copy to", Box::new(|path| host.copy_from(Path::new("/file"), 0, path))),
+            ("log of", Box::new(|path| host.leave_running(&Cmd::new("true", [""; 0]), path))),
+        ];
         host.write(Path::new("/file"), 0o600, b"").unwrap();
         let table = [
             ("/pipe", "/pipe is a named pipe"),
