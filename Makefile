@@ -1,7 +1,7 @@
 # The few commands a person needs. Each recipe is short; what is longer is in packaging/ or tests/kit/.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down quick test test-all bench deb handbook lint lock ci
+.PHONY: help demo demo-down quick test test-all fuzz bench deb handbook lint lock ci
 
 # Booting machines needs root: only the program that does it gets it, not the build.
 ifneq ($(shell id -u),0)
@@ -32,6 +32,11 @@ test: ## Install what the tests need, and run them; what repeats another release
 test-all: ## Run every test there is, and note in tests/tiers/full-pass that they passed
 	@tests/kit/tools.sh test
 	@tests/kit/test.sh all
+
+fuzz: ## Give one reader, as TARGET=journal, input that nobody would write, until it is stopped or FOR so many seconds
+	@test -d "tests/corpus/$(TARGET)" -a -n "$(TARGET)" || { echo "TARGET is one of:" $$(ls tests/corpus); exit 2; }
+	@FUZZ=$(or $(FOR),always) cargo test --quiet --config profile.dev.opt-level=1 \
+		--bin echoes-appliance fuzz_$(TARGET)_ -- --nocapture
 
 bench: ## Time installing beside Ansible and pyinfra, certificates beside certbot, experiments beside rsync and az
 	@tests/kit/tools.sh bench

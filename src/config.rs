@@ -689,11 +689,15 @@ text! {
     "an amount of memory such as 512M or 2G",
     "^[1-9][0-9]{0,8}[KMGT]$",
     |size| {
-        let (number, unit) = size.split_at(size.len().saturating_sub(1));
-        matches!(unit, "K" | "M" | "G" | "T")
-            && !number.starts_with('0')
-            && (1..=9).contains(&number.len())
-            && number.bytes().all(|b| b.is_ascii_digit())
+        let units = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+        let parts = units.iter().find_map(|(unit, bits)| Some((size.strip_suffix(*unit)?, *bits)));
+        // systemd takes no account of a limit whose bytes it cannot count.
+        parts.is_some_and(|(number, bits)| {
+            (1..=9).contains(&number.len())
+                && !number.starts_with('0')
+                && number.bytes().all(|b| b.is_ascii_digit())
+                && number.parse::<u64>().is_ok_and(|number| number <= u64::MAX >> bits)
+        })
     }
 }
 
@@ -770,8 +774,8 @@ impl Grace {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, unit) = text.split_at(digits);
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number = text.strip_suffix(unit)?;
         let of = match unit.trim_start() {
             "" | "s" => 1,
             "m" | "min" => 60,
@@ -913,6 +917,7 @@ pub fn schema() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::str::FromStr as _;
 
     fn parse(file: &str, set: &[&str]) -> Result<Config> {
         let set: Result<Vec<Setting>> = set.iter().map(|s| s.parse()).collect();
@@ -986,6 +991,27 @@ mod tests {
             ["mlflow.backend=mysql://a", "mlflow.artifacts=s3://a;b", "mlflow.memory_max=0G", "auth.user=a:b"]
         {
             assert!(parse("", &[bad]).is_err(), "{bad}");
+        }
+        for bad in ["", "G", "ü", "1ü", "ü1G", "1G ", "1", "01G", "+1G", "-1G", "16777216T", "99999999999T"]
+        {
+            assert!(Size::from_str(bad).is_err(), "{bad}");
+        }
+        for bad in [
+            "",
+            "s",
+            "ü",
+            "1ü",
+            "ü1s",
+            "1s1",
+            "-1s",
+            "86401",
+            "99999999999999999999h",
+            "9223372036854775807h",
+        ] {
+            assert!(Grace::from_str(bad).is_err(), "{bad}");
+        }
+        for good in ["1K", "512M", "16777215T"] {
+            Size::from_str(good).unwrap();
         }
         for good in
             ["data.disk=/dev/disk/by-id/scsi-1:2", "mlflow.backend=postgresql://u:p@h/db", "data.disk=none"]
@@ -1106,5 +1132,40 @@ mod tests {
             std::fs::write(path, schema()).unwrap();
         }
         assert!(std::fs::read_to_string(path).unwrap() == schema(), "run `UPDATE=1 cargo test schema`");
+    }
+
+    #[test]
+    fn fuzz_config_is_read_or_refused_and_what_is_shown_means_the_same() {
+        let words = [
+            "[gpu.azure]\n",
+            "memory_max = \"2G\"",
+            "grace = \"5m\"",
+            "max_hours = \"auto\"",
+            "provider = \"ssh://a@b:22\"",
+        ];
+        crate::fuzz::run("config", &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let config = Config::parse(Path::new("/c.toml"), &text, &[])?;
+            let shown = toml::to_string(&config)?;
+            assert_eq!(Config::parse(Path::new("/c.toml"), &shown, &[]).unwrap(), config);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn fuzz_setting_is_written_into_a_file_that_says_it_then_or_refused() {
+        crate::fuzz::run(
+            "setting",
+            &["=", ".", "gpu.env.A", "data.disk", "\"a\".b", "[1, 2]", "{ a = 1 }"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let (file, set) = text.split_once("\n---\n").unwrap_or(("", &text));
+                let setting: Setting = set.parse()?;
+                let written = setting.write_into(file)?;
+                let _ = Config::parse(Path::new("/c.toml"), file, std::slice::from_ref(&setting));
+                assert_eq!(setting.write_into(&written)?, written);
+                Ok(())
+            },
+        );
     }
 }

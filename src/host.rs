@@ -11,8 +11,12 @@ pub mod beneath;
 mod ledger;
 pub mod mounts;
 pub mod process;
+mod regular;
 
+#[cfg(test)]
+pub use ledger::fuzzed;
 pub use ledger::{Busy, LONGEST, Ledger, Lines};
+pub use regular::{HASHES, PROGRAM, SETTINGS};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
@@ -133,16 +137,6 @@ impl Host {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// The file's contents, or `None` if there is no such file.
-    pub fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
-        absent(fs::read(self.path(path))).with_context(|| format!("reading {}", path.display()))
-    }
-
-    /// As `read`, for text; bytes that are not UTF-8 are replaced.
-    pub fn read_text(&self, path: &Path) -> Result<Option<String>> {
-        Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-    }
-
     /// At most `most` bytes of the file from `from` on, for files that grow. None: there is no such file.
     pub fn read_part(&self, path: &Path, from: u64, most: u64) -> Result<Option<Vec<u8>>> {
         use std::io::Seek as _;
@@ -152,9 +146,9 @@ impl Host {
             file.take(most).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        let file = absent(fs::File::open(self.path(path)));
-        file.and_then(|file| file.map(read).transpose())
-            .with_context(|| format!("reading {}", path.display()))
+        let doing = || format!("reading {}", path.display());
+        let file = self.open_file(path, fs::OpenOptions::new().read(true)).with_context(doing)?;
+        file.map(read).transpose().with_context(doing)
     }
 
     pub fn meta(&self, path: &Path) -> Result<Option<Meta>> {
@@ -190,9 +184,8 @@ impl Host {
             libc,
         };
         let doing = || format!("asking who holds {}", path.display());
-        let Some(file) = absent(fs::File::open(self.path(path))).with_context(doing)? else {
-            return Ok(None);
-        };
+        let file = self.open_file(path, fs::OpenOptions::new().read(true)).with_context(doing)?;
+        let Some(file) = file else { return Ok(None) };
         let (kind, from) = (libc::F_WRLCK as libc::c_short, libc::SEEK_SET as libc::c_short);
         let mut lock = libc::flock { l_type: kind, l_whence: from, l_start: 0, l_len: 0, l_pid: 0 };
         fcntl(&file, FcntlArg::F_GETLK(&mut lock)).with_context(doing)?;
@@ -407,8 +400,7 @@ fn open_up(dir: &Path) {
 fn tail(text: &str) -> &str {
     let text = text.trim();
     let from = text.len().saturating_sub(1024);
-    let from = (from..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    &text[from..]
+    (from..=text.len()).find_map(|at| text.get(at..)).unwrap_or_default()
 }
 
 /// Not there is an answer, not an error.

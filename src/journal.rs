@@ -156,7 +156,7 @@ fn write(entry: &str, by: Option<&str>) -> String {
 
 /// The name of an object's first member, as it is written, with its colon.
 fn first_name(members: &str) -> &str {
-    members.find(':').map_or("", |end| &members[..=end])
+    members.find(':').and_then(|end| members.get(..=end)).unwrap_or_default()
 }
 
 /// A line, taken apart.
@@ -248,6 +248,14 @@ fn read<T: DeserializeOwned>(
     }
 }
 
+/// All entries of a file that is these bytes.
+#[cfg(test)]
+pub fn read_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<T>> {
+    let mut entries = Vec::new();
+    read(&mut Lines::new(bytes), Path::new("/j.jsonl"), &mut |entry| entries.push(entry))?;
+    Ok(entries)
+}
+
 /// Without the place, which is not the one in the file.
 fn reason(error: &serde_json::Error) -> String {
     let said = error.to_string();
@@ -280,12 +288,6 @@ mod tests {
 
     fn text(host: &Host) -> String {
         String::from_utf8(host.read(Path::new(PATH)).unwrap().unwrap()).unwrap()
-    }
-
-    fn read_bytes(bytes: &[u8]) -> Result<Vec<Note>> {
-        let mut notes = Vec::new();
-        read(&mut Lines::new(bytes), Path::new(PATH), &mut |note| notes.push(note))?;
-        Ok(notes)
     }
 
     fn read_back(host: &Host, bytes: &[u8]) -> Result<Vec<Note>> {
@@ -346,7 +348,7 @@ mod tests {
         journal.append(&Note::Anew).unwrap();
         drop(journal);
         let text = text(&host);
-        let (before, new) = text.split_at(old.len());
+        let (before, new) = text.split_at_checked(old.len()).unwrap();
         assert_eq!(before, old);
         let sums = new.lines().map(|line| line.split_once(SUM).unwrap().0).collect::<Vec<_>>();
         let by = format!("{{\"v\":2,\"by\":\"{VERSION}\",");
@@ -372,7 +374,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
             let line = whole[..bit / 8].iter().filter(|byte| **byte == b'\n').count();
-            match read_bytes(&bytes) {
+            match super::read_bytes::<Note>(&bytes) {
                 // The last newline alone: then that line was cut short.
                 Ok(entries) => {
                     assert!(bit / 8 == whole.len() - 1 && entries == notes()[..4], "bit {bit}: {entries:?}")
@@ -455,5 +457,20 @@ mod tests {
         let err = Journal::<String>::open(&host, path).err().unwrap();
         let us = format!("in use by another echoes-appliance: process {}, `", std::process::id());
         assert!(err.to_string().contains(&us), "{err}");
+    }
+
+    #[test]
+    fn fuzz_journal_is_what_was_written_or_damaged() {
+        crate::fuzz::run(
+            "journal",
+            &["{\"v\":2,", "\"by\":\"0.1.0\",", SUM, "\"entry\":", "\"anew\""],
+            |bytes| {
+                for note in super::read_bytes::<Note>(bytes)? {
+                    let line = write(&serde_json::to_string(&note)?, None);
+                    assert_eq!(super::read_bytes::<Note>(line.as_bytes())?, [note]);
+                }
+                Ok(())
+            },
+        );
     }
 }

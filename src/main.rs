@@ -1,9 +1,14 @@
 //! `echoes-appliance`: the headquarters of a small machine-learning team in one binary. Read `cli.rs` next, then any
 //! one command.
 
+// Tests may count the bytes of their own words.
+#![cfg_attr(not(test), deny(clippy::string_slice))]
+
 mod cli;
 mod commands;
 mod config;
+#[cfg(test)]
+mod fuzz;
 mod gpu;
 mod hash;
 mod host;

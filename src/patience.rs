@@ -31,9 +31,21 @@ impl Patience {
     }
 }
 
+/// The moment when so much time has passed. A time that somebody wrote down may be longer than a clock counts: that is never.
+pub fn from_now(long: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+    let now = Instant::now();
+    now.checked_add(long).unwrap_or_else(|| now + NEVER)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_time_too_long_for_a_clock_is_never() {
+        assert!(from_now(Duration::MAX) > from_now(Duration::from_secs(86_400)));
+    }
 
     #[test]
     fn the_last_answer_is_the_one_reported() {

@@ -295,7 +295,9 @@ fn remember(what: &str) {
 /// A moment, for people: to the minute, in the one time zone that all machines share.
 pub fn moment(at: time::OffsetDateTime) -> String {
     let form = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute] UTC");
-    at.to_offset(time::UtcOffset::UTC).format(form).unwrap_or_else(|_| at.to_string())
+    // One of the year 9999 may be none any more in another zone.
+    let utc = at.checked_to_offset(time::UtcOffset::UTC).and_then(|at| at.format(form).ok());
+    utc.unwrap_or_else(|| at.to_string())
 }
 
 /// So many seconds, for people: in the two largest units that say something.
@@ -306,15 +308,22 @@ pub fn lasting(seconds: u64) -> String {
     if said.is_empty() { "0 s".into() } else { said.join(" ") }
 }
 
+/// The widest column that others are lined up by: a name may be as long as somebody made it, and then sticks out.
+const WIDEST: usize = 100;
+
 /// Rows in columns as wide as their widest cell; the last column is left as long as it is.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width =
-        |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let length = |cell: &String| cell.chars().count();
+    let width = |c: usize| {
+        rows.iter().filter_map(|r| r.get(c)).map(length).filter(|n| *n <= WIDEST).max().unwrap_or(0)
+    };
     let widths: Vec<_> = (0..columns).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().enumerate().map(|(c, cell)| {
-            if c + 1 == row.len() { cell.clone() } else { format!("{cell:<w$}", w = widths[c]) }
+            // Not by a width in the format: that has 16 bits, and a longer one ends the program.
+            let missing = if c + 1 == row.len() { 0 } else { widths[c].saturating_sub(length(cell)) };
+            format!("{cell}{}", " ".repeat(missing))
         });
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     };
@@ -324,6 +333,13 @@ pub fn table(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_all_dates_is_a_moment_too() {
+        let last = time::macros::datetime!(9999-12-31 23:59:59 -23:59);
+        assert_eq!(moment(last), last.to_string());
+        assert_eq!(moment(time::macros::datetime!(2026-11-29 01:02:03 +1)), "2026-11-29 00:02 UTC");
+    }
 
     #[test]
     fn a_while_is_told_as_people_tell_it() {
@@ -353,5 +369,36 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".into(), "bbb".into(), "c".into()], vec!["aa".into(), "b".into(), "cc".into()]];
         assert_eq!(table(&rows), "a   bbb  c\naa  b    cc");
+    }
+
+    #[test]
+    fn one_cell_of_any_length_makes_neither_an_end_nor_a_table_of_its_width() {
+        let long = "é".repeat(70_000);
+        let rows = [vec![long.clone(), "x".into()], vec!["a".into(), "b".into()]];
+        assert_eq!(table(&rows), format!("{long}  x\na  b"));
+        assert_eq!(table(&[vec![], vec![String::new(), String::new()]]), "\n");
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn no_format_takes_a_width_or_a_precision_from_data() {
+        fn check(dir: &std::path::Path) {
+            for entry in std::fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    check(&path);
+                    continue;
+                }
+                for (n, line) in std::fs::read_to_string(&path).unwrap().lines().enumerate() {
+                    // A name with a dollar, or a star: both panic above 65,535.
+                    let holes =
+                        line.split('{').skip(1).filter_map(|rest| rest.split_once('}')?.0.split_once(':'));
+                    let bad =
+                        holes.map(|(_, form)| form).find(|form| form.ends_with('$') || form.ends_with(".*"));
+                    assert!(bad.is_none(), "{}:{}: {line}", path.display(), n + 1);
+                }
+            }
+        }
+        check(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
     }
 }

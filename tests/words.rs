@@ -169,6 +169,39 @@ fn bad_settings_are_told_by_file_line_and_what_is_allowed() {
 }
 
 #[test]
+fn settings_that_are_no_file_or_have_no_end_are_named_and_not_waited_for() {
+    let dir = settings("");
+    let at = |name: &str| dir.path().join(name);
+    let made = Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(made.success());
+    std::os::unix::fs::symlink("/dev/zero", at("zero")).unwrap();
+    std::fs::write(at("long"), vec![b'#'; (1 << 20) + 1]).unwrap();
+    for (name, kind) in [("pipe", "a named pipe"), ("zero", "a character device"), (".", "a directory")] {
+        let asked = at(name);
+        let place = if name == "." { "DIR".to_owned() } else { format!("DIR/{name}") };
+        let error = format!(
+            "error: reading {place}\n  because: {place} is {kind}, and no regular file\n\
+             try:   `ls -lL {place}` shows what it is; put a file in its place, or remove it\n"
+        );
+        for verb in [["config", "check"], ["config", "show"]] {
+            let verb = verb.into_iter().chain(["--config", asked.to_str().unwrap()]).collect::<Vec<_>>();
+            assert_eq!(run(dir.path(), &verb), said(78, "", &error), "{verb:?}");
+        }
+    }
+    let long = run(dir.path(), &["config", "check", "--config", "long"]);
+    assert!(long.code == 78 && long.stderr.contains("because: it has more than 1 MiB"), "{long:?}");
+}
+
+#[test]
+fn a_setting_that_ends_within_a_letter_is_refused() {
+    let dir = settings("");
+    for set in ["mlflow.memory_max=ü", "gpu.grace=1ü", "gpu.grace=99999999999999999999h"] {
+        let refused = run(dir.path(), &["config", "check", "--config", "c.toml", "--set", set]);
+        assert!(refused.code == 78 && refused.stderr.contains(" is not a"), "{set}: {refused:?}");
+    }
+}
+
+#[test]
 fn a_machine_without_a_headquarters_says_so() {
     if Path::new("/var/lib/echoes-appliance/receipt.jsonl").exists() {
         eprintln!("SKIPPED: the words where there is no headquarters: this machine is one");

@@ -3,7 +3,7 @@
 use super::this_machine;
 use crate::{
     config::{self, Config, Setting},
-    host::Host,
+    host::{Host, SETTINGS},
     ui::{Code, Try as _, Ui},
 };
 use anyhow::Result;
@@ -33,11 +33,12 @@ impl Settings {
     /// The settings of this command; an error says which file, line and key, and ends in exit status 78.
     pub fn read(&self, host: &Host) -> Result<Config> {
         let bad = |e: anyhow::Error| e.context(Code(EX_CONFIG));
-        let file = host.read_text(&self.config).map_err(bad)?;
+        let file = host.read_at_most(&self.config, SETTINGS).map_err(bad)?;
         if file.is_none() && self.config != Path::new(config::PATH) {
             return Err(bad(anyhow::anyhow!("{} is not there", self.config.display())));
         }
-        Config::parse(&self.config, &file.unwrap_or_default(), &self.set)
+        let file = String::from_utf8_lossy(&file.unwrap_or_default()).into_owned();
+        Config::parse(&self.config, &file, &self.set)
             .or_try("`echoes-appliance config init --stdout` shows every setting with its meaning")
             .map_err(bad)
     }

@@ -12,7 +12,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail};
 use std::{
-    io::{BufRead as _, IsTerminal as _},
+    io::{BufRead as _, IsTerminal as _, Read as _},
     path::Path,
 };
 
@@ -82,6 +82,9 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
     Ok(0)
 }
 
+/// Bytes that are read in search of a password, which has 72 at most.
+const LONGEST_LINE: u64 = 64 << 10;
+
 /// From the terminal without echo, twice for a new one; else the first line of standard input.
 fn ask(prompt: &str, new: bool) -> Result<Password> {
     if std::io::stdin().is_terminal() {
@@ -92,6 +95,8 @@ fn ask(prompt: &str, new: bool) -> Result<Password> {
         return first.parse();
     }
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).context("reading the password from standard input")?;
+    // A line without end has no password in it: a longer one is refused as any is that is too long.
+    let input = std::io::stdin().lock().take(LONGEST_LINE).read_line(&mut line);
+    input.context("reading the password from standard input")?;
     line.trim_end_matches(['\n', '\r']).parse()
 }

@@ -91,7 +91,7 @@ pub fn deliver(
 ) -> Result<Delivery> {
     let at = config.data.path.to_path();
     let sets: Vec<_> = names.iter().map(|name| measure(host, &at, name)).collect::<Result<_>>()?;
-    let seconds = sets.iter().map(Dataset::seconds).sum();
+    let seconds = sets.iter().fold(0, |sum: u64, set| sum.saturating_add(set.seconds()));
     let original = match wants_clone(source, asked, seconds) {
         Err(why) => Err(why),
         Ok(()) => original(host, config, names)?.and_then(|original| reaches(original, regions)),

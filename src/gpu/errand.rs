@@ -15,9 +15,9 @@ use super::{
     wire::{Wire, is_lost, shown},
 };
 use crate::{
-    hash::sha256,
+    hash::{first, sha256},
     host::{
-        Cmd, Host,
+        Cmd, Host, PROGRAM,
         beneath::{Beneath, Rel},
         process::{Bounds, Over, Pipe},
     },
@@ -125,7 +125,8 @@ impl<'a> Errand<'a> {
 
     fn hash(&self) -> Result<&str> {
         if self.hash.get().is_none() {
-            let program = self.host.read(&self.program)?.context("this program went away")?;
+            let program =
+                self.host.read_at_most(&self.program, PROGRAM)?.context("this program went away")?;
             let (hash, _) = tree::digest(&mut program.as_slice())?;
             let _ = self.hash.set(hash);
         }
@@ -155,7 +156,7 @@ impl<'a> Errand<'a> {
     /// This program is over there, whole, under its hash.
     fn bring(&self, machine: &Machine) -> Result<()> {
         let dir = self.there(machine)?;
-        let program = self.host.read(&self.program)?.context("this program went away")?;
+        let program = self.host.read_at_most(&self.program, PROGRAM)?.context("this program went away")?;
         // What is removed has a name, whatever we were given.
         let script = "set -eu; umask 022; case \"${1:?}\" in /?*) ;; *) exit 64 ;; esac; \
                       : \"${2:?}\"; mkdir -p \"$1\"; new=\"$1/.new.$$\"; trap 'rm -f \"$new\"' EXIT; \
@@ -412,7 +413,7 @@ impl<'a> Errand<'a> {
 fn project_key(project: &Path) -> Result<Rel> {
     let name = project.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric()).take(40).collect();
-    Rel::new(&format!("{name}-{}", &sha256(project.as_os_str().as_encoded_bytes())[..16]))
+    Rel::new(&format!("{name}-{}", first(&sha256(project.as_os_str().as_encoded_bytes()), 16)))
 }
 
 /// What is not sent cannot be started.

@@ -65,4 +65,20 @@ mod tests {
         assert_eq!(bytewise, expected);
         assert_eq!(Harmless::default().push(b"\xff\xfe\x80 x"), "\u{fffd}\u{fffd}\u{fffd} x");
     }
+
+    #[test]
+    fn fuzz_log_is_harmless_however_it_is_cut() {
+        crate::fuzz::run("log", &["\u{1b}[2J", "\r", "\u{9b}"], |bytes| {
+            let mut whole = Harmless::default();
+            let mut cut = Harmless::default();
+            let all = whole.push(bytes);
+            let parts: String = bytes.chunks(1 + bytes.len() % 7).map(|part| cut.push(part)).collect();
+            assert_eq!(parts, all);
+            let bad = all.chars().find(|c| c.is_control() && *c != '\n' && *c != '\t' || turns(*c));
+            assert_eq!(bad, None);
+            let shown = crate::gpu::wire::shown(&String::from_utf8_lossy(bytes));
+            assert!(shown.chars().all(|c| !c.is_control() || c == '\n' || c == '\t'));
+            Ok(())
+        });
+    }
 }

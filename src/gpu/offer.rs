@@ -198,7 +198,7 @@ fn objection(
         return Some("there is none at a spot price".into());
     }
     if let Some((room, quota)) = room(sku, spot, &market.usages).filter(|(room, _)| *room < sku.vcpus) {
-        let more = quota.current + sku.vcpus;
+        let more = quota.current.saturating_add(sku.vcpus);
         return Some(format!(
             "the quota {} in {region} has room for {room} vCPUs of {}: ask for a limit of {more}",
             quota.name, sku.vcpus

@@ -295,7 +295,7 @@ impl Runner<'_> {
         let spent = state.spec.max_cost.is_some_and(|most| most > 0 && state.cost(now) >= most);
         let late = match state.is_pull() || !self.provider.is_paid() {
             true => now - state.since > HOME_FROM_COPY,
-            false => spent || now - state.since > HOME + Duration::from_secs(state.spec.grace),
+            false => spent || now - state.since > HOME.saturating_add(Duration::from_secs(state.spec.grace)),
         };
         let next = match machine(state).and_then(|machine| self.job.fetch(&state.spec, machine)) {
             Ok(Fetched::Home(left)) if left.is_empty() => Next::Happened(Event::Fetched),

@@ -467,7 +467,7 @@ impl State {
 
     /// Millionths of a US dollar so far, by list price.
     pub fn cost(&self, now: OffsetDateTime) -> u64 {
-        self.rentals.iter().map(|rental| rental.cost(now)).sum()
+        self.rentals.iter().fold(0, |sum, rental| sum.saturating_add(rental.cost(now)))
     }
 
     /// When it has to end, by its time or by its money, whichever is sooner. What is brought home from a copy has

@@ -102,7 +102,7 @@ impl Telling<'_> {
     pub fn tell(&mut self) -> Result<()> {
         let text = self.samples()?;
         // The last line may be half of one.
-        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
+        let whole = text.rfind('\n').and_then(|end| text.get(..=end)).unwrap_or_default();
         let (told, count) = (usize::try_from(self.told)?, whole.lines().count());
         if count <= told {
             return Ok(());

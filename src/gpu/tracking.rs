@@ -184,4 +184,26 @@ mod tests {
             assert_eq!(tracked(&wrong), None, "{wrong}");
         }
     }
+
+    #[test]
+    fn fuzz_mlflow_answers_are_read_or_passed_over() {
+        let words = [
+            "\"run_id\":\"a\"",
+            "\"start_time\":1",
+            "\"timestamp\":1",
+            "\"step\":1",
+            "\"tags\":[]",
+            "\"metrics\":[]",
+        ];
+        crate::fuzz::run("mlflow", &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let samples = crate::gpu::metrics::Logged { id: "a".into(), began: 0, ended: None };
+            let _ = crate::gpu::metrics::batches(&samples, &text, 1);
+            let answer: Value = serde_json::from_slice(bytes)?;
+            let runs = answer["runs"].as_array().into_iter().flatten();
+            assert!(runs.filter_map(tracked).all(|run| plain(&run.id.run) && plain(&run.id.experiment)));
+            let _ = (crate::gpu::metrics::logged(&answer), crate::gpu::pulse::script(&answer));
+            Ok(())
+        });
+    }
 }

@@ -53,13 +53,11 @@ impl Tree {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.0
-            .iter()
-            .map(|entry| match &entry.what {
-                What::File { len, .. } => *len,
-                What::Link { .. } => 0,
-            })
-            .sum()
+        // Somebody may have said of each that it is as long as a number can be.
+        self.0.iter().fold(0, |sum, entry| match &entry.what {
+            What::File { len, .. } => sum.saturating_add(*len),
+            What::Link { .. } => sum,
+        })
     }
 }
 
@@ -113,7 +111,7 @@ pub fn code(host: &Host, project: &Path, say: &dyn Fn(&str)) -> Result<(Beneath,
 }
 
 fn ensure_code(found: &[Found], project: &Path) -> Result<()> {
-    let bytes: u64 = found.iter().map(|found| found.stamp.len).sum();
+    let bytes = found.iter().fold(0, |sum: u64, found| sum.saturating_add(found.stamp.len));
     if found.len() <= MOST_FILES && bytes <= MOST_BYTES {
         return Ok(());
     }
@@ -278,11 +276,11 @@ pub struct Outline {
 
 pub fn outline(dir: &Beneath) -> Result<Outline> {
     let found = dir.walk(MOST_DATA)?;
-    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
     // Both sides are the same program, and walk in the same order.
     for Found { path, kind, stamp, exec, .. } in &found {
         hash.update(format!("{path:?} {kind:?} {stamp:?} {exec}\n"));
-        bytes += if *kind == Kind::File { stamp.len } else { 0 };
+        bytes = bytes.saturating_add(if *kind == Kind::File { stamp.len } else { 0 });
     }
     Ok(Outline { files: found.len() as u64, bytes, hash: hex(&hash.finalize()) })
 }

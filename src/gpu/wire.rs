@@ -156,9 +156,8 @@ impl Wire {
 
     /// We cannot go on, and why.
     pub fn break_off(&mut self, why: &anyhow::Error) {
-        let mut why = format!("{why:#}");
-        let end = (0..=REASON.min(why.len())).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
-        why.truncate(end);
+        let why = format!("{why:#}");
+        let why = (0..=REASON.min(why.len())).rev().find_map(|end| why.get(..end)).unwrap_or_default();
         // Who cannot be told finds the connection ended.
         let _ = self.put(b'x', why.as_bytes()).and_then(|()| self.to.flush());
     }
@@ -477,5 +476,48 @@ pub mod tests {
         assert_eq!(shown("\u{202e}txt.exe"), r"\u{202e}txt.exe");
         let every: String = (0..0x300).filter_map(char::from_u32).collect();
         assert!(shown(&every).chars().all(|c| !c.is_control() || c == '\n' || c == '\t'));
+    }
+
+    /// What somebody says who pours these lines.
+    pub fn poured(lines: &[u8]) -> Wire {
+        let mut small = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+        small.write_all(lines).unwrap();
+        let small = small.finish().unwrap();
+        let frame =
+            |kind: u8, bytes: &[u8]| [&[kind][..], &(bytes.len() as u32).to_be_bytes(), bytes].concat();
+        let frames: Vec<u8> = small.chunks(BYTES).flat_map(|bytes| frame(b'b', bytes)).collect();
+        hearing(&[frames, frame(b'e', b"")].concat())
+    }
+
+    #[test]
+    fn fuzz_wire_ends_in_what_was_said_or_in_an_error() {
+        use crate::gpu::agent::site::{Ask, Look, Page};
+        let words =
+            ["w\0\0\0\u{4}", "b\0\0\0\u{1}", "e\0\0\0\0", "x\0\0\0\u{2}", "w\u{7f}\u{7f}\u{7f}\u{7f}"];
+        crate::fuzz::run("wire", &words, |bytes| {
+            // From whoever greets, too.
+            let greeted = Wire::asking(Box::new(io::Cursor::new(bytes.to_vec())), Box::new(io::sink()));
+            drop(greeted.map(|mut wire| wire.hear::<Ask>()));
+            let mut first = Ok(());
+            for n in 0..5 {
+                let mut wire = hearing(bytes);
+                let heard = loop {
+                    let one = match n {
+                        0 => wire.hear_if_any::<serde_json::Value>().map(|word| word.is_some()),
+                        1 => wire.hear::<Ask>().map(drop).and_then(|()| wire.hear::<Page>()).map(|_| true),
+                        2 => wire.hear::<Look>().map(|_| true),
+                        3 => wire.draw::<Vec<Have>>(1 << 20).map(|_| true),
+                        _ => wire.draw_each::<serde_json::Value>(1 << 20, &mut |_| Ok(())).map(|()| true),
+                    };
+                    match one {
+                        Ok(true) => {}
+                        Ok(false) => break Ok(()),
+                        Err(error) => break Err(error),
+                    }
+                };
+                first = first.and(heard);
+            }
+            first
+        });
     }
 }

@@ -5,8 +5,7 @@
 
 use super::{Host, absent};
 use crate::patience::Patience;
-use anyhow::{Context as _, Result, ensure};
-use nix::libc;
+use anyhow::{Context as _, Result};
 use std::{
     fmt,
     fs::{self, TryLockError},
@@ -146,13 +145,10 @@ impl Host {
     /// may read a new one: from the hash of a file with a password in it a weak password can be guessed.
     pub fn ledger(&self, path: &Path) -> Result<Ledger> {
         let doing = || format!("opening {}", path.display());
-        let open = || -> io::Result<fs::File> {
-            fs::create_dir_all(self.path(path.parent().unwrap_or(path)))?;
-            let mut options = fs::OpenOptions::new();
-            options.read(true).append(true).create(true).mode(0o600).open(self.path(path))
-        };
-        let file = open().with_context(doing)?;
-        ensure!(file.metadata().with_context(doing)?.is_file(), "{} is not a file", path.display());
+        fs::create_dir_all(self.path(path.parent().unwrap_or(path))).with_context(doing)?;
+        let mut options = fs::OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600);
+        let file = self.open_file(path, &mut options).with_context(doing)?.with_context(doing)?;
         match file.try_lock() {
             Ok(()) => Ok(Ledger { file, torn: None }),
             Err(TryLockError::WouldBlock) => Err(Busy { path: path.into(), holder: None }.into()),
@@ -160,24 +156,24 @@ impl Host {
         }
     }
 
-    /// The lines of a file that others may hold, and add to meanwhile; none when there is no such file. A pipe in its place,
-    /// which would be waited for, is an error.
+    /// The lines of a file that others may hold, and add to meanwhile; none when there is no such file.
     pub fn lines(&self, path: &Path) -> Result<Option<Lines<fs::File>>> {
         let doing = || format!("reading {}", path.display());
-        let open = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(self.path(path));
-        let Some(file) = absent(open).with_context(doing)? else { return Ok(None) };
-        ensure!(file.metadata().with_context(doing)?.is_file(), "{} is not a file", path.display());
-        Ok(Some(Lines::new(file)))
+        let file = self.open_file(path, fs::OpenOptions::new().read(true)).with_context(doing)?;
+        Ok(file.map(Lines::new))
     }
 
     /// Add what a file has from there on to another one, which only its owner may read; on disk when this returns.
     pub fn copy_from(&self, path: &Path, at: u64, to: &Path) -> Result<()> {
-        let copy = || -> io::Result<()> {
-            let mut from = fs::File::open(self.path(path))?;
+        let copy = || -> Result<()> {
+            let mut from =
+                self.open_file(path, fs::OpenOptions::new().read(true))?.context("there is no such file")?;
             from.seek(SeekFrom::Start(at))?;
-            let mut to = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(to))?;
+            let mut options = fs::OpenOptions::new();
+            options.append(true).create(true).mode(0o600);
+            let mut to = self.open_file(to, &mut options)?.context("there is no such directory")?;
             io::copy(&mut from, &mut to)?;
-            to.sync_all()
+            Ok(to.sync_all()?)
         };
         copy().with_context(|| format!("copying what is in {} to {}", path.display(), to.display()))
     }
@@ -229,6 +225,12 @@ impl Host {
         }
         Ok(found)
     }
+}
+
+/// Reads a text in all the ways that this file has, for fuzzing.
+#[cfg(test)]
+pub fn fuzzed(text: &str) {
+    let _ = taker(text);
 }
 
 /// Who took the lock of an open file, from its /proc/PID/fdinfo: `lock: 1: FLOCK  ADVISORY  WRITE 1234 fe:00:17 0 EOF`.
@@ -346,19 +348,6 @@ mod tests {
         assert_eq!(lines.next_line().unwrap(), Some(b"one".as_slice()));
         assert_eq!(lines.next_line().unwrap(), None);
         assert_eq!(lines.end(), 4);
-    }
-
-    #[test]
-    fn what_is_no_file_is_told_and_not_waited_for() {
-        let (dir, host) = scene();
-        host.run(&crate::host::Cmd::new("mkfifo", [dir.path().join("p").display().to_string()])).unwrap();
-        for path in ["/p", "/"] {
-            let said = format!("{:#}", host.lines(Path::new(path)).err().unwrap());
-            assert!(said.contains("is not a file"), "{said}");
-        }
-        let said = format!("{:#}", host.ledger(Path::new("/p")).err().unwrap());
-        assert!(said.contains("is not a file"), "{said}");
-        assert!(host.lines(Path::new("/none")).unwrap().is_none());
     }
 
     /// As on a full disk: a process that may make no file longer than a block.

@@ -131,8 +131,9 @@ impl Host {
     /// Start it and leave it alone: it has no terminal, outlives us, and what it says goes into `log`.
     pub fn leave_running(&self, cmd: &Cmd, log: &Path) -> Result<()> {
         let doing = || format!("starting `{cmd}`");
-        let out =
-            fs::OpenOptions::new().append(true).create(true).open(self.path(log)).with_context(doing)?;
+        let out = self.open_file(log, fs::OpenOptions::new().append(true).create(true));
+        let kept = || format!("keeping what it says in {}", log.display());
+        let out = out.with_context(kept).with_context(doing)?.with_context(kept).with_context(doing)?;
         let mut child = Command::new(&cmd.program)
             .args(&cmd.args)
             .envs(cmd.env.iter().map(|(k, v)| (k, v)))
@@ -171,8 +172,9 @@ impl Host {
     /// To be written on at its end; made if need be, for its owner alone.
     pub fn append(&self, path: &Path) -> Result<Mouth> {
         use std::os::unix::fs::OpenOptionsExt as _;
-        let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.path(path));
-        Ok(Box::new(file.with_context(|| format!("opening {}", path.display()))?))
+        let doing = || format!("opening {}", path.display());
+        let file = self.open_file(path, fs::OpenOptions::new().append(true).create(true).mode(0o600));
+        Ok(Box::new(file.with_context(doing)?.with_context(doing)?))
     }
 }
 

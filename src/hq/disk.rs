@@ -628,10 +628,9 @@ fn rank<'a>(kernel: &'a str, links: &Links) -> (u32, Vec<(usize, &'a str)>) {
 /// A kernel name cut into what compares as a text and what compares as a number, which has its length before it: `nvme0n2`
 /// comes before `nvme0n10`, and `sdz` before `sdaa`.
 fn counted(kernel: &str) -> Vec<(usize, &str)> {
-    let letters = |rest: &str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase());
-    let driver = ["sd", "vd", "xvd", "hd"].into_iter().find(|d| kernel.strip_prefix(d).is_some_and(letters));
-    if let Some(driver) = driver {
-        let (driver, letters) = kernel.split_at(driver.len());
+    let letters = |rest: &&str| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_lowercase());
+    let named = |driver: &'static str| Some((driver, kernel.strip_prefix(driver).filter(letters)?));
+    if let Some((driver, letters)) = ["sd", "vd", "xvd", "hd"].into_iter().find_map(named) {
         return vec![(0, driver), (letters.len(), letters)];
     }
     let digits = |run: &str| run.starts_with(|c: char| c.is_ascii_digit());
@@ -639,7 +638,7 @@ fn counted(kernel: &str) -> Vec<(usize, &str)> {
     let mut rest = kernel;
     while !rest.is_empty() {
         let end = rest.find(|c: char| c.is_ascii_digit() != digits(rest)).unwrap_or(rest.len());
-        let (run, after) = rest.split_at(end);
+        let (run, after) = rest.split_at_checked(end).unwrap_or((rest, ""));
         runs.push(run);
         rest = after;
     }
@@ -821,7 +820,8 @@ pub fn new_uuid() -> Result<String> {
     getrandom::fill(&mut bytes).context("asking the kernel for random bytes")?;
     let n = u128::from_be_bytes(bytes) & !(0xf000 << 64) & !(0xc000 << 48) | (0x4000 << 64) | (0x8000 << 48);
     let hex = format!("{n:032x}");
-    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
+    Ok(parts.map(|part| hex.get(part).unwrap_or_default()).join("-"))
 }
 
 /// Make our file system on the disk at `path`, under a UUID that the caller has already noted. Looks again

@@ -6,7 +6,7 @@
 
 use anyhow::{Result, bail, ensure};
 use bcrypt::HashParts;
-use std::{fmt, str::FromStr};
+use std::{collections::HashSet, fmt, str::FromStr};
 
 /// About 0.2 s on a small machine: slow for a guesser with a stolen file, and paid once per login here,
 /// since right answers are remembered (see `web::gate`).
@@ -251,13 +251,10 @@ impl Htpasswd {
 
     /// Everybody in the file, in its order. Of two lines for one user only the first counts, as with nginx.
     pub fn list(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = Vec::new();
-        for Login { user, kind, .. } in self.lines.iter().filter_map(|line| line.login.as_ref()) {
-            if !entries.iter().any(|entry| entry.user == *user) {
-                entries.push(Entry { user: user.clone(), kind: *kind });
-            }
-        }
-        entries
+        let mut known = HashSet::new();
+        let logins = self.lines.iter().filter_map(|line| line.login.as_ref());
+        let first = logins.filter(|login| known.insert(&login.user));
+        first.map(|Login { user, kind, .. }| Entry { user: user.clone(), kind: *kind }).collect()
     }
 
     /// Set the user's password. Every older line of that user is gone.
@@ -473,4 +470,26 @@ mod tests {
     }
 
     const HTPASSWD: &str = "ann:$2y$05$c0ImoSkpDEWz66WPxQuoqeblKpmE946bWLgI33KqBAmxdatPrfASW\n";
+
+    #[test]
+    fn fuzz_htpasswd_is_kept_byte_for_byte_and_listed() {
+        crate::fuzz::run("htpasswd", &["$2y$12$", "$apr1$", "{SHA}", "ana:", "$2y$99$"], |bytes| {
+            let file = Htpasswd::parse(bytes);
+            let whole = [bytes.strip_suffix(b"\n").unwrap_or(bytes), b"\n"].concat();
+            assert!(whole == b"\n" || file.format() == whole);
+            let rows: Vec<_> = file
+                .list()
+                .iter()
+                .map(|entry| vec![entry.user.clone(), entry.kind.to_string(), String::new()])
+                .collect();
+            let _ = (crate::ui::table(&rows), file.admits_somebody());
+            for entry in file.list() {
+                assert!(file.lock(&entry.user).hash().len() < bytes.len() + 100);
+                let mut changed = file.clone();
+                let user: User = entry.user.parse()?;
+                assert!(changed.remove(&user) && changed.list().len() < file.list().len());
+            }
+            Ok(())
+        });
+    }
 }

@@ -14,6 +14,7 @@
 
 use super::disk::size_words;
 use crate::{
+    hash::first,
     host::{Cmd, Host},
     ui::Try as _,
 };
@@ -267,7 +268,7 @@ const DIGITS: usize = 16;
 
 /// A copy's: when it was made, by which version what is in it, and what that is.
 fn name(now: &str, made_by: &str, contents: &str) -> String {
-    format!("{now}-mlflow-{}-{}.db", plain(made_by), &contents[..DIGITS])
+    format!("{now}-mlflow-{}-{}.db", plain(made_by), first(contents, DIGITS))
 }
 
 /// Part of a file's name.
@@ -283,7 +284,7 @@ fn parse_name(name: &str) -> Option<(&str, Option<&str>)> {
 }
 
 fn is_there(names: &[String], made_by: &str, contents: &str) -> bool {
-    let wanted = (&*plain(made_by), Some(&contents[..DIGITS]));
+    let wanted = (&*plain(made_by), Some(first(contents, DIGITS)));
     names.iter().any(|name| parse_name(name) == Some(wanted))
 }
 

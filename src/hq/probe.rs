@@ -319,13 +319,14 @@ impl std::error::Error for Mild {}
 /// Who vouches for what nginx is told to serve, PEM: our own authority, and whoever stands at the end of each other
 /// chain. Whether browsers trust those as well is a question of its own.
 fn vouching(host: &Host, names: &[String]) -> Result<String> {
+    const BEGIN: &str = "-----BEGIN";
     let mut all = Authority::read(host)?.map(|(pem, _)| pem).unwrap_or_default();
     for name in names {
         if let Some(current) = store::current(host, name)?
-            && let Some(at) = current.pair.chain.rfind("-----BEGIN")
+            && let Some((_, last)) = current.pair.chain.rsplit_once(BEGIN)
             && !tls::internal::is_ours(host, &current.pair.chain)?
         {
-            all.push_str(&current.pair.chain[at..]);
+            all += &[BEGIN, last].concat();
         }
     }
     Ok(all)

@@ -7,7 +7,7 @@
 //! is not in the lock, and to build anything from source: that would run a stranger's code as root.
 
 use crate::{
-    hash::sha256,
+    hash::{first, sha256},
     host::{Cmd, Host, Kind, Meta},
 };
 use anyhow::{Context as _, Result, bail, ensure};
@@ -584,7 +584,7 @@ fn marker(host: &Host, dir: &Path) -> Result<Option<Marker>> {
 /// `…/env/services-0123456789ab`: the same requirements on the same Python are the same directory.
 fn dir(lock: &Lock, python: Version) -> PathBuf {
     let id = sha256(format!("{}\n{}.{}\n", lock.text, python.0, python.1));
-    Path::new(HOME).join("env").join(format!("{}-{}", lock.name, &id[..12]))
+    Path::new(HOME).join("env").join(format!("{}-{}", lock.name, first(&id, 12)))
 }
 
 fn version(host: &Host, python: &Path) -> Result<Version> {
@@ -870,5 +870,18 @@ mod tests {
         assert!(host.exists(&old.dir).unwrap());
         assert!(sweep(&host).unwrap().contains(&old.dir));
         assert_eq!(look_inside(&host, &SERVICES).unwrap(), Seen::Right(new));
+    }
+
+    #[test]
+    fn fuzz_pip_settings_are_read_and_its_words_have_a_hint() {
+        crate::fuzz::run(
+            "pip",
+            &["global.index-url='", "install.cert=", ":env:.proxy='x'", "\\'"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let _ = (settings(&text, &[]), hint(&text), text.lines().filter_map(parse).count());
+                Ok(())
+            },
+        );
     }
 }

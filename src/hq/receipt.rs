@@ -390,4 +390,14 @@ mod tests {
         }
         assert!(Receipt::read(&host).unwrap().is_empty());
     }
+
+    #[test]
+    fn fuzz_receipt_is_folded_or_damaged() {
+        crate::fuzz::run("receipt", &["\"wrote\"", "\"hash\"", "\"dirs\":[]", "/etc/nginx"], |bytes| {
+            let mut receipt = Receipt::default();
+            crate::journal::read_bytes::<Line>(bytes)?.into_iter().for_each(|line| receipt.note(line.entry));
+            let _ = (receipt.is_empty(), receipt.installed(), crate::hq::undo::unwanted(&receipt, &[]));
+            Ok(())
+        });
+    }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     hash::{hex, sha256},
-    host::{Cmd, Host, Kind},
+    host::{Cmd, Host, Kind, PROGRAM},
     ui::{Step, Try as _},
 };
 use anyhow::{Context as _, Result, bail};
@@ -191,7 +191,7 @@ impl Resource {
                     _ => wrong("not applied yet"),
                 }
             }
-            Self::Program { path, hash: build } => match host.read(path)? {
+            Self::Program { path, hash: build } => match host.read_at_most(path, PROGRAM)? {
                 None => wrong("missing"),
                 Some(bytes) if sha256(&bytes) == *build => Ok(Seen::Right),
                 Some(_) if receipt.files.contains_key(path) => wrong("another version"),

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config,
     hash::sha256,
-    host::{Cmd, Host, Kind},
+    host::{Cmd, Host, Kind, PROGRAM},
     ui::Step,
 };
 use anyhow::Result;
@@ -103,7 +103,7 @@ impl Undo {
             (Self::Aside { .. }, Some(_)) => Fate::Stays("somebody put something there since".into()),
             (_, None) => Fate::Gone,
             (Self::File(_), Some(Kind::File)) => {
-                let bytes = host.read(path)?.unwrap_or_default();
+                let bytes = host.read_at_most(path, PROGRAM)?.unwrap_or_default();
                 let ours = receipt.files.get(path).is_some_and(|hashes| hashes.contains(&sha256(&bytes)));
                 if ours { Fate::Goes } else { Fate::Stays("edited since we wrote it".into()) }
             }

@@ -210,4 +210,13 @@ mod tests {
         let found = servers(text);
         assert_eq!(found, ["192.0.2.1:53".parse().unwrap(), "[fe80::1]:53".parse::<SocketAddr>().unwrap()]);
     }
+
+    #[test]
+    fn fuzz_dns_answer_is_read_or_refused() {
+        crate::fuzz::run("dns", &["\u{c}", "\u{7f}"], |bytes| {
+            let all = [Kind::A, Kind::Aaaa, Kind::Caa].map(|kind| read(bytes, kind).map(drop));
+            let _ = servers(&String::from_utf8_lossy(bytes));
+            all.into_iter().collect()
+        });
+    }
 }

@@ -423,4 +423,34 @@ mod tests {
             assert_eq!(facts(names).covers(name), wanted, "{names:?} {name}");
         }
     }
+
+    #[test]
+    fn fuzz_certificate_says_what_it_is_or_is_refused() {
+        crate::fuzz::run(
+            "certificate",
+            &["-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n"],
+            |bytes| {
+                // A PEM text, or what is in one: a letter that is wrong in base64 leads nowhere.
+                let text = String::from_utf8_lossy(bytes);
+                let pem = facts(&text);
+                let _ = (
+                    key_kind(&text),
+                    ders(&text),
+                    check(
+                        &Pair { chain: text.to_string(), key: text.to_string() },
+                        "a.b",
+                        OffsetDateTime::UNIX_EPOCH,
+                    ),
+                );
+                let facts = der_facts(bytes).or(pem)?;
+                let now = OffsetDateTime::UNIX_EPOCH;
+                let _ = (
+                    crate::tls::renewal::health(now, facts.not_before, facts.not_after),
+                    facts.covers("a.b"),
+                );
+                let _ = (facts.not_after - now, crate::ui::moment(facts.not_after));
+                Ok(())
+            },
+        );
+    }
 }

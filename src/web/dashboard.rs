@@ -395,12 +395,9 @@ impl From<String> for Text {
     }
 }
 
-fn short(mut text: String) -> String {
-    if let Some((end, _)) = text.char_indices().nth(LONGEST_TEXT) {
-        text.truncate(end);
-        text.push('…');
-    }
-    text
+fn short(text: String) -> String {
+    let end = text.char_indices().nth(LONGEST_TEXT);
+    end.and_then(|(end, _)| text.get(..end)).map(|cut| format!("{cut}…")).unwrap_or(text)
 }
 
 impl From<RawRuns> for Runs {
@@ -647,5 +644,20 @@ mod tests {
         {
             assert!(!script.contains(never), "{never}");
         }
+    }
+
+    #[test]
+    fn fuzz_dashboard_takes_any_answer_of_mlflow() {
+        crate::fuzz::run(
+            "dashboard",
+            &["\"next_page_token\":\"\"", "\"NaN\"", "\"FINISHED\"", "\"value\":"],
+            |bytes| {
+                let runs = serde_json::from_slice::<RawRuns>(bytes);
+                let experiments = serde_json::from_slice::<Experiments>(bytes)?;
+                serde_json::to_string(&experiments)?;
+                serde_json::to_string(&Runs::from(runs?))?;
+                Ok(())
+            },
+        );
     }
 }

@@ -869,4 +869,13 @@ mod tests {
         assert_eq!(challenge(r#"a "b" \"#).unwrap(), r#"Basic realm="a \"b\" \\", charset="UTF-8""#);
         assert!(challenge("a\r\nb").is_err());
     }
+
+    #[test]
+    fn fuzz_login_is_a_name_and_a_password_or_none() {
+        crate::fuzz::run("login", &["Basic ", "basic  ", "YTpi", "="], |bytes| {
+            let (user, password) = credentials(bytes).ok_or_else(|| anyhow::anyhow!("none"))?;
+            assert!(!user.is_empty() && !user.contains(':') && user.len() + password.len() < bytes.len());
+            Ok(())
+        });
+    }
 }

@@ -42,6 +42,21 @@ pub fn block_on<T>(asking: impl Future<Output = Result<T>>) -> Result<T> {
     runtime.context("starting the async runtime")?.block_on(asking)
 }
 
+/// The JSON of an answer. None: it is no JSON, or has more bytes than `most`; whoever tells these apart reads it by himself.
+pub async fn json_at_most(
+    mut answer: reqwest::Response,
+    most: usize,
+) -> reqwest::Result<Option<serde_json::Value>> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        if body.len() + piece.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(serde_json::from_slice(&body).ok())
+}
+
 /// Listen on loopback, and nowhere else: who comes from beyond this machine comes through nginx.
 async fn loopback(at: SocketAddr) -> Result<impl Listener<Addr = SocketAddr>> {
     ensure!(at.ip().is_loopback(), "{at} can be reached from other machines: only loopback is listened on");

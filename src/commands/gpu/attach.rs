@@ -185,8 +185,9 @@ impl Watch<'_> {
                 // A line without an end is cut: it may never have one.
                 let whole = self.rest.rfind('\n').map_or(0, |end| end + 1);
                 let cut = if self.rest.len() - whole > LINE { self.rest.len() } else { whole };
-                let lines: String = self.rest.drain(..cut).collect();
-                self.ui.raw(&lines);
+                let (lines, rest) = self.rest.split_at_checked(cut).unwrap_or((&self.rest, ""));
+                self.ui.raw(lines);
+                self.rest = rest.to_owned();
             } else {
                 self.ui.raw(&text);
             }

@@ -32,9 +32,10 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let states = all(&host, ui)?;
     let mut people: BTreeMap<&str, u64> = BTreeMap::new();
     for state in &states {
-        *people.entry(&state.spec.owner).or_default() += state.cost(now);
+        let cost = people.entry(&state.spec.owner).or_default();
+        *cost = cost.saturating_add(state.cost(now));
     }
-    let total: u64 = people.values().sum();
+    let total = people.values().fold(0, |sum: u64, cost| sum.saturating_add(*cost));
     if args.json {
         let runs: Vec<_> = states
             .iter()

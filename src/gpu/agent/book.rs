@@ -45,7 +45,7 @@ impl<'a> Writer<'a> {
         let (begins, len) = pieces(host, dir)?;
         let begins = begins.last().copied().unwrap_or(0);
         let to = host.append(&dir.join(name(begins)))?;
-        Ok(Self { host, dir: dir.into(), to, at: begins + len, begins })
+        Ok(Self { host, dir: dir.into(), to, at: begins.saturating_add(len), begins })
     }
 
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -57,7 +57,7 @@ impl<'a> Writer<'a> {
             }
             let (now, rest) = bytes.split_at(bytes.len().min(usize::try_from(room)?));
             self.to.write_all(now).with_context(|| format!("writing in {}", self.dir.display()))?;
-            self.at += now.len() as u64;
+            self.at = self.at.saturating_add(now.len() as u64);
             bytes = rest;
         }
         Ok(())
@@ -79,26 +79,28 @@ impl<'a> Writer<'a> {
 /// The end of a book: where its next byte goes.
 pub fn end(host: &Host, dir: &Path) -> Result<u64> {
     let (begins, len) = pieces(host, dir)?;
-    Ok(begins.last().map_or(0, |last| last + len))
+    Ok(begins.last().map_or(0, |last| last.saturating_add(len)))
 }
 
 /// The piece that begins at `from`, or the nearest after it.
 pub fn page(host: &Host, dir: &Path, from: u64) -> Result<(Page, Vec<u8>)> {
     let (begins, len) = pieces(host, dir)?;
-    let end = begins.last().map_or(0, |last| last + len);
-    let piece = begins.iter().rev().find(|begins| **begins <= from).copied().unwrap_or(0);
-    let text = host.read(&dir.join(name(piece)))?.unwrap_or_default();
-    let skipped = usize::try_from(from.saturating_sub(piece))?;
-    if skipped < text.len() {
-        let most = usize::try_from(PAGE)?;
-        let bytes: Vec<u8> = text[skipped..].iter().take(most).copied().collect();
-        let to = from + bytes.len() as u64;
-        return Ok((Page { from, to, last: to >= end }, bytes));
-    }
-    // Past the end of a piece whose successor is gone: on with the next that is there.
-    match begins.iter().find(|begins| **begins > from) {
-        Some(next) => page(host, dir, *next),
-        None => Ok((Page { from: from.min(end), to: from.min(end), last: true }, Vec::new())),
+    let end = begins.last().map_or(0, |last| last.saturating_add(len));
+    let mut from = from;
+    // The directory is the script's as well, which may have made any number of pieces with nothing in them.
+    loop {
+        let piece = begins.iter().rev().find(|begins| **begins <= from).copied().unwrap_or(0);
+        let bytes =
+            host.read_part(&dir.join(name(piece)), from.saturating_sub(piece), PAGE)?.unwrap_or_default();
+        if !bytes.is_empty() {
+            let to = from.saturating_add(bytes.len() as u64);
+            return Ok((Page { from, to, last: to >= end }, bytes));
+        }
+        // Past the end of a piece whose successor is gone: on with the next that is there.
+        match begins.iter().find(|begins| **begins > from) {
+            Some(next) => from = *next,
+            None => return Ok((Page { from: from.min(end), to: from.min(end), last: true }, bytes)),
+        }
     }
 }
 
@@ -145,6 +147,24 @@ mod tests {
         let all = read(&host, log);
         assert_eq!(all.len(), 3 * ((3 << 20) + 1));
         assert_eq!((all[3 << 20], *all.last().unwrap()), (b'0', b'2'));
+    }
+
+    #[test]
+    fn whatever_else_has_the_name_of_a_piece_is_read_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new(dir.path(), System);
+        let log = Path::new("/log");
+        host.write(&log.join(name(0)), 0o600, b"ours").unwrap();
+        (10..3000).for_each(|n| drop(host.append(&log.join(name(n))).unwrap()));
+        let (first, bytes) = page(&host, log, 0).unwrap();
+        assert_eq!((first.to, bytes.as_slice()), (4, b"ours".as_slice()));
+        host.write(&log.join(name(u64::MAX)), 0o600, b"x").unwrap();
+        assert_eq!(
+            page(&host, log, 4).unwrap(),
+            (Page { from: u64::MAX, to: u64::MAX, last: true }, b"x".to_vec())
+        );
+        assert_eq!(end(&host, log).unwrap(), u64::MAX);
+        Writer::open(&host, log).unwrap().write(b"on").unwrap();
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{
     uv::Uv,
 };
 use crate::{
-    hash::sha256,
+    hash::{first, sha256},
     host::{Cmd, Host, System},
     hq::python,
     ui::Try as _,
@@ -114,7 +114,7 @@ fn fill_alone(host: &Host, site: &Site, dir: &Path, file: &Path, say: &mut dyn F
 
 /// The solver and its script, in an environment of their own that runs share.
 fn tool(host: &Host, site: &Site, uv: &Uv, say: &mut dyn FnMut(&str)) -> Result<PathBuf> {
-    let name = format!("conda-{}", &sha256(format!("{LOCK}{SCRIPT}"))[..12]);
+    let name = format!("conda-{}", first(&sha256(format!("{LOCK}{SCRIPT}")), 12));
     let dir = site.shared("cache").join(name);
     let at = dir.display().to_string();
     let fetch = |say: &mut dyn FnMut(&str)| -> Result<()> {

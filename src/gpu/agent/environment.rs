@@ -8,8 +8,8 @@ use super::{
     uv::Uv,
 };
 use crate::{
-    hash::hex,
-    host::{Busy, Cmd, Host},
+    hash::{first, hex},
+    host::{Busy, Cmd, Host, without_dots},
     hq::python,
     ui::Try as _,
 };
@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -83,15 +83,21 @@ fn requirements(
     name: &str,
     all: &mut BTreeMap<String, String>,
 ) -> Result<()> {
-    if all.contains_key(name) {
-        return Ok(());
-    }
-    let said = text(name)?.with_context(|| format!("there is no {name} among the code"))?;
-    let kept: Vec<_> = said.lines().filter(|line| !is_code(line)).collect();
-    all.insert(name.into(), kept.join("\n") + "\n");
-    for named in said.lines().filter_map(named) {
-        let dir = Path::new(name).parent().unwrap_or(Path::new(""));
-        requirements(text, &dir.join(named).to_string_lossy(), all)?;
+    // By what they are called without detours: a file may name itself by a new way each time. One after another, and not
+    // one within another: each may name the next.
+    let mut known: BTreeSet<PathBuf> = all.keys().map(|name| without_dots(Path::new(name))).collect();
+    let mut next = VecDeque::from([name.to_owned()]);
+    while let Some(name) = next.pop_front() {
+        if !known.insert(without_dots(Path::new(&name))) {
+            continue;
+        }
+        let said = text(&name)?.with_context(|| format!("there is no {name} among the code"))?;
+        let kept: Vec<_> = said.lines().filter(|line| !is_code(line)).collect();
+        let dir = Path::new(&name).parent().unwrap_or(Path::new(""));
+        next.extend(
+            said.lines().filter_map(named).map(|named| dir.join(named).to_string_lossy().into_owned()),
+        );
+        all.insert(name, kept.join("\n") + "\n");
     }
     Ok(())
 }
@@ -120,7 +126,7 @@ impl Wanted {
         for (name, text) in &self.from {
             hash.update(format!("{name} {}\n{text}\n", text.len()));
         }
-        hex(&hash.finalize())[..16].to_owned()
+        first(&hex(&hash.finalize()), 16).to_owned()
     }
 }
 
@@ -294,6 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn requirements_that_name_themselves_by_ever_new_ways_or_on_and_on_come_to_an_end() {
+        let itself = [("requirements.txt", "-r a/b.txt"), ("a/b.txt", "-r ../a/b.txt\nsix")];
+        assert_eq!(of(&itself).unwrap().from.len(), 2);
+        let text = |name: &str| {
+            let name = without_dots(Path::new(name)).display().to_string();
+            let n: Option<u32> = name.strip_prefix('r').and_then(|n| n.parse().ok());
+            Ok(match (&*name, n) {
+                ("requirements.txt", _) => Some("-r a/b.txt\n-r r0".to_owned()),
+                ("a/b.txt", _) => Some("-r ../a/b.txt\n-c ./b.txt".into()),
+                (_, Some(n)) => Some(if n < 20_000 { format!("-r r{}", n + 1) } else { "six".into() }),
+                _ => None,
+            })
+        };
+        assert_eq!(super::wanted(&text).unwrap().from.len(), 2 + 20_001);
+    }
+
+    #[test]
     fn what_environment_yml_names_for_pip_is_part_of_the_key() {
         let conda = ("environment.yml", "dependencies:\n- six\n- pip:\n  - '-r more.txt' # ours\n");
         let files = [conda, ("more.txt", "-c c.txt\nnumpy"), ("c.txt", "numpy<2")];
@@ -303,5 +326,34 @@ mod tests {
         other[2].1 = "numpy<3";
         assert_ne!(of(&other).unwrap().key("3.12"), wanted.key("3.12"));
         assert_eq!(of(&files[..1]).unwrap_err().to_string(), "there is no more.txt among the code");
+    }
+
+    #[test]
+    fn fuzz_requirements_of_any_kind_make_a_key_or_an_error() {
+        let words = [
+            "\n--- requirements.txt\n",
+            "\n--- environment.yml\n",
+            "\n--- pyproject.toml\n",
+            "-r a.txt",
+            "-c ../b.txt",
+            "-e .",
+            "- pip:",
+        ];
+        crate::fuzz::run("requirements", &words, |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            let files: BTreeMap<&str, &str> =
+                text.split("\n--- ").filter_map(|file| file.split_once('\n')).collect();
+            // As a file system has it: by any way there.
+            let of = |name: &str| {
+                let plain = without_dots(Path::new(name));
+                Ok(files
+                    .iter()
+                    .find(|(name, _)| without_dots(Path::new(name)) == plain)
+                    .map(|(_, text)| (*text).to_owned()))
+            };
+            let wanted = super::wanted(&of)?;
+            assert!(wanted.from.len() <= files.len() && wanted.key("3.12").len() == 16);
+            Ok(())
+        });
     }
 }

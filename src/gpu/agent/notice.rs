@@ -1,6 +1,7 @@
 //! Azure tells a machine half a minute before it takes it away: Scheduled Events, asked of the metadata address that
 //! every machine has there. The answer to the first question may take two minutes; from then on each is quick.
 
+use crate::web::json_at_most;
 use anyhow::{Context as _, Result};
 use std::{
     sync::{
@@ -11,6 +12,8 @@ use std::{
 };
 
 const URL: &str = "http://169.254.169.254/metadata/scheduledevents?api-version=2020-07-01";
+/// Bytes of the longest answer that is read; an event has a few hundred.
+const MOST: usize = 1 << 20;
 /// As often as Microsoft advises.
 const BETWEEN: Duration = Duration::from_secs(1);
 
@@ -36,7 +39,7 @@ async fn ask(url: &str, told: &AtomicBool) -> Result<()> {
     loop {
         // An answer that does not come is asked for again: nothing else could be done about it.
         if let Ok(answer) = client.get(url).header("Metadata", "true").send().await
-            && let Ok(answer) = answer.json().await
+            && let Ok(Some(answer)) = json_at_most(answer, MOST).await
             && is_taken(&answer)
         {
             told.store(true, Ordering::Relaxed);

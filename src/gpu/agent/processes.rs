@@ -341,4 +341,20 @@ mod tests {
             assert!(!marked(other), "{other:?}");
         }
     }
+
+    #[test]
+    fn fuzz_kernel_tables_are_read_or_passed_over() {
+        crate::fuzz::run(
+            "kernel",
+            &[") S 1 ", "Uid:\t0", " (", "MemTotal: 1 kB", "lock:\t1: FLOCK", " - "],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let (stat, status) = text.split_once("\n---\n").unwrap_or((&text, &text));
+                let _ = (process(stat, status), has_mark(bytes, Path::new("/h"), "r"));
+                crate::gpu::agent::samples::fuzzed(&text);
+                let _ = (crate::host::mounts::holding(&text, Path::new("/a/b")), crate::host::fuzzed(&text));
+                Ok(())
+            },
+        );
+    }
 }

@@ -94,9 +94,9 @@ fn processor(stat: &str) -> Option<(u64, u64)> {
     let times: Vec<u64> =
         stat.lines().next()?.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // A guest's time is in its host's already.
-    let all: u64 = times.iter().take(8).sum();
-    let idle = times.get(3)? + times.get(4)?;
-    Some((all - idle, all))
+    let sum = |times: &[u64]| times.iter().fold(0, |sum: u64, time| sum.saturating_add(*time));
+    let (all, idle) = (sum(times.get(..times.len().min(8))?), sum(times.get(3..5)?));
+    Some((all.saturating_sub(idle), all))
 }
 
 /// Used and all, in MiB.
@@ -121,6 +121,13 @@ fn gpu(line: &str) -> Option<Gpu> {
         heat: number(),
         power: number(),
     })
+}
+
+/// Reads a text in all the ways that this file has, for fuzzing.
+#[cfg(test)]
+pub fn fuzzed(text: &str) {
+    let _ = (processor(text), memory(text), text.lines().filter_map(gpu).count());
+    let _ = serde_json::from_str::<Sample>(text).map(|sample| crate::gpu::pulse::machine(&sample));
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::{environment::once, site::Site};
 use crate::{
-    hash::sha256,
+    hash::{first, sha256},
     host::{Cmd, Host, System},
     hq::python,
     ui::Try as _,
@@ -22,7 +22,7 @@ pub struct Uv {
 impl Uv {
     /// The one that is there, else one of our own.
     pub fn get(host: &Host, site: &Site, say: &mut dyn FnMut(&str)) -> Result<Self> {
-        let own = site.shared("cache").join(format!("uv-{}", &sha256(LOCK)[..12]));
+        let own = site.shared("cache").join(format!("uv-{}", first(&sha256(LOCK), 12)));
         let home = System::environment("HOME").unwrap_or_default();
         let mut places = vec!["uv".to_owned(), format!("{home}/.local/bin/uv"), "/usr/local/bin/uv".into()];
         // On the headquarters itself.

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     gpu::{job::Exit, provenance},
     host::{Busy, Cmd, Host, System, beneath::Beneath, process::Heard},
-    patience::Patience,
+    patience::{Patience, from_now},
     ui::Try as _,
 };
 use anyhow::{Context as _, Result};
@@ -132,7 +132,7 @@ fn keep(host: &Host, site: &Site, order: &Order, begun: &Begun, mut log: Writer<
     let (mut script, pipe) = host.listen(&cmd)?;
     let taken = order.azure.then(notice::watch);
     // By a clock that nobody sets; the one on the wall may be put right under way.
-    let until = begun.until.map(|until| Instant::now() + Duration::from_secs(until.saturating_sub(now())));
+    let until = begun.until.map(|until| from_now(Duration::from_secs(until.saturating_sub(now()))));
     let over = AtomicBool::new(false);
     let exit = std::thread::scope(|scope| {
         let listening = scope.spawn(|| listen(pipe, &mut log, &over));
@@ -150,7 +150,7 @@ fn keep(host: &Host, site: &Site, order: &Order, begun: &Begun, mut log: Writer<
                 && let Some(why) = reason(host, site, until, is_taken(), &signals)
             {
                 signal(&script, Signal::SIGTERM);
-                ending = Some((why, Instant::now() + Duration::from_secs(order.grace)));
+                ending = Some((why, from_now(Duration::from_secs(order.grace))));
             }
             // However long it was given before.
             if last_words.is_none() && is_taken() {

@@ -12,7 +12,10 @@ use crate::{
         target::Target,
         tree::{self, Known, Outline, Squeeze, Tree},
     },
-    host::beneath::{Beneath, Rel},
+    host::{
+        HASHES,
+        beneath::{Beneath, Rel},
+    },
     ui::Try as _,
 };
 use anyhow::{Context as _, Result, anyhow};
@@ -133,7 +136,7 @@ impl Errand<'_> {
 
     /// What was read of this dataset before: to read it through for each run would take as long as to send it.
     fn known(&self, name: &str) -> Result<Known> {
-        let bytes = self.host.read(&self.hashes(name))?.unwrap_or_default();
+        let bytes = self.host.read_at_most(&self.hashes(name), HASHES)?.unwrap_or_default();
         // One that cannot be read is made anew.
         let known: Vec<_> = serde_json::from_slice(&bytes).unwrap_or_default();
         Ok(known.into_iter().collect())

@@ -44,7 +44,9 @@ pub(super) struct Take {
 impl Take {
     /// Bytes that it takes here.
     pub fn data(&self) -> u64 {
-        let extents = self.extents.as_ref().map(|extents| extents.iter().map(|(_, len)| len).sum());
+        let sum =
+            |extents: &Vec<(u64, u64)>| extents.iter().fold(0, |sum: u64, (_, len)| sum.saturating_add(*len));
+        let extents = self.extents.as_ref().map(sum);
         extents.unwrap_or(self.stamp.len)
     }
 

@@ -599,3 +599,26 @@ fn an_endless_or_impossible_book_is_closed() {
         assert!(error.contains("pages that cannot be"), "{error}");
     }
 }
+
+#[test]
+fn fuzz_list_of_results_is_decided_about_or_refused() {
+    let story = Story::new();
+    let host = Host::new(story.root.path(), System);
+    let (dir, memory) = (Path::new("/results/r"), Path::new("/memory/r/home.jsonl"));
+    let home = Home::open(&host, dir, memory, story.quota, None, &|_| {}).unwrap();
+    let words = [
+        "{\"root\":\"out\",\"path\":\"a\",\"what\":\"dir\"}\n",
+        "\"extents\":[[0,1]]",
+        "\"shared\":7",
+        "{\"bytes\":\"Li4=\"}",
+    ];
+    crate::fuzz::run("list", &words, |bytes| {
+        let mut first = Ok(());
+        for ended in [true, false] {
+            let mut files = files::Files::new(std::collections::BTreeMap::new());
+            let survey = home.survey(&mut crate::gpu::wire::tests::poured(bytes), &mut files, ended);
+            first = first.and(survey.map(|survey| drop((survey.left.words(), survey.fetched(true)))));
+        }
+        first
+    });
+}

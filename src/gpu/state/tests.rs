@@ -341,3 +341,30 @@ fn an_impossible_story_is_told_as_one() {
     assert_eq!(said, "entry 2 tells of something that cannot happen there: Fetched");
     assert_eq!(replay(&[]).unwrap(), None);
 }
+
+#[test]
+fn fuzz_run_is_replayed_or_refused_and_can_be_told() {
+    let words = [
+        "\"event\":\"asked\"",
+        "\"event\":\"lost\"",
+        "\"max_cost\":1",
+        "\"grace\":1",
+        "\"price\":1",
+        "9999-12-31T23:59:59-23:59",
+    ];
+    crate::fuzz::run("run", &words, |bytes| {
+        let entries = crate::journal::read_bytes::<Entry>(bytes)?;
+        let Some(state) = replay(&entries)? else { return Ok(()) };
+        let last = entries.last().map(|entry| entry.at);
+        for now in
+            [Some(OffsetDateTime::UNIX_EPOCH), last, Some(time::macros::datetime!(2026-11-29 00:00 UTC))]
+        {
+            let now = now.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+            let _ = (state.spec_on_machine(now), state.killed_at(), super::super::pulse::money(&state, now));
+            let _ = super::super::pulse::Countdown::of(&state, now).map(|left| left.to_string());
+            let receipt = super::super::receipt::Receipt::of(&state, std::path::Path::new("/r"), now);
+            let _ = (receipt.text(), serde_json::to_string(&receipt)?, super::super::receipt::status(&state));
+        }
+        Ok(())
+    });
+}

@@ -427,3 +427,39 @@ fn what_git_quotes_is_read_as_it_was() {
         assert_eq!(unquoted(line).as_deref(), expected, "{line}");
     }
 }
+
+#[test]
+fn fuzz_git_names_are_paths_or_refused() {
+    crate::fuzz::run("git", &["\"", "\\303\\274", "\\\\", "\\377", "../", "/"], |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let mut taken = Ok(());
+        for line in text.lines() {
+            let name = unquoted(line).with_context(|| format!("reading {line}"))?;
+            taken = taken.and(
+                Rel::try_from(name)
+                    .map(|rel| assert_eq!(Rel::try_from(rel.as_path()), Ok(rel)))
+                    .map_err(|why| anyhow!(why)),
+            );
+        }
+        taken
+    });
+}
+
+#[test]
+fn fuzz_manifest_is_a_tree_or_refused() {
+    let words =
+        ["{\"path\":\"a\",\"what\":", "{\"link\":{\"to\":\"b\"}}", "{\"bytes\":\"Li4=\"}", "\"len\":1"];
+    crate::fuzz::run("manifest", &words, |bytes| {
+        let tree: Tree = crate::gpu::wire::tests::poured(bytes).draw(1 << 20)?;
+        let again: Tree = serde_json::from_slice(&serde_json::to_vec(&tree)?)?;
+        assert!(again == tree && again.hash() == tree.hash());
+        let _ = tree.bytes();
+        for entry in &tree.0 {
+            let _ = (entry.path.to_string(), entry.path.dirs().count());
+            if let What::Link { to } = &entry.what {
+                let _ = to.clone().bytes().map(|to| stays_inside(&entry.path, &to));
+            }
+        }
+        Ok(())
+    });
+}

@@ -683,3 +683,24 @@ fn mkfs_killed_for_real_is_finished_by_the_next_run() {
     }
     assert!(cut > 0, "mkfs was never in fact cut short");
 }
+
+#[test]
+fn fuzz_disks_are_read_and_none_of_them_is_blank_by_words_alone() {
+    let words = ["\"children\":[]", "\"size\":1", "\"ro\":0", "\"mountpoint\":\"/\"", "LABEL=", "8:16"];
+    crate::fuzz::run("disks", &words, |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        let (json, table) = text.split_once("\n---\n").unwrap_or((&text, ""));
+        let _ = (probed(&text), wiped(json), staked(&text), crate::host::mounts::all(&text));
+        let seen = disks(
+            json,
+            table,
+            &Links { luns: vec![(0, "/dev/l".into(), "sdb".into())], temporary: Vec::new() },
+        )?;
+        for disk in &seen {
+            let _ = (shown(disk), disk.best_name(), passed_over(disk, true, "/mnt/echoes_data"));
+            assert!(!matches!(verdict(disk, "/mnt/echoes_data", &[]), Verdict::Blank));
+        }
+        let _ = decide_auto(&seen, "/mnt/echoes_data", &[]);
+        Ok(())
+    });
+}

@@ -343,4 +343,33 @@ mod tests {
         assert_eq!(said(datetime!(2027-01-12 12:00 UTC)), fast);
         assert_eq!(clock(&head(200, &[]), datetime!(2000-01-01 0:00 UTC)), Ok(()));
     }
+
+    #[test]
+    fn fuzz_acme_answers_are_handed_on_or_told_apart() {
+        crate::fuzz::run(
+            "acme",
+            &["retry-after: 1\n", "date: Sun, 06 Nov 1994 08:49:37 GMT\n", "link: <a>;rel=\"up\"\n", "\n\n"],
+            |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                let (headers, body) = text.split_once("\n\n").unwrap_or((&text, ""));
+                let mut map = header::HeaderMap::new();
+                for (name, value) in headers.lines().filter_map(|line| line.split_once(": ")) {
+                    if let (Ok(name), Ok(value)) = (name.parse::<header::HeaderName>(), value.parse()) {
+                        map.append(name, value);
+                    }
+                }
+                let _ = crate::tls::renewal::retry_date(&text);
+                let mut first = Ok(());
+                for status in [200, 400, 403, 429, 503] {
+                    let head = listen(1, status, &map);
+                    let _ = clock(&head, OffsetDateTime::UNIX_EPOCH);
+                    for method in [Method::GET, Method::POST] {
+                        let judged = judge("https://a.b", &method, &head, body.as_bytes());
+                        first = first.and(judged.map_err(|trouble| anyhow::anyhow!("{trouble:?}")));
+                    }
+                }
+                first
+            },
+        );
+    }
 }

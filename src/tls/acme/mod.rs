@@ -13,7 +13,12 @@ use super::{
     renewal::{AriFault, ErrorClass, Stage, Window, retry_date},
     store::{self, Pair},
 };
-use crate::{config::KeyType, hash::sha256, host::Host, web::block_on};
+use crate::{
+    config::KeyType,
+    hash::{first, sha256},
+    host::Host,
+    web::block_on,
+};
 use account::Account;
 use anyhow::{Context as _, Result};
 use http::{Heard, Messenger, Trouble};
@@ -386,7 +391,7 @@ fn identify(chain: &str) -> Result<CertificateIdentifier<'static>> {
 
 /// What an authority is called in names of files, where its directory's URL cannot stand.
 pub fn mark(directory: &str) -> String {
-    sha256(directory)[..16].to_owned()
+    first(&sha256(directory), 16).to_owned()
 }
 
 fn below(dir: &str, name: &str) -> PathBuf {

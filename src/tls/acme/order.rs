@@ -282,7 +282,7 @@ impl Work<'_> {
             let asked = self.account.heard().retry_after;
             let wait = asked.unwrap_or(look).max(FIRST_LOOK);
             look = (look * 2).min(LAST_LOOK);
-            if since.elapsed() + wait > STANDSTILL {
+            if since.elapsed().saturating_add(wait) > STANDSTILL {
                 let said = format!(
                     "the order is {} for {} s",
                     format!("{stood:?}").to_lowercase(),

@@ -292,7 +292,7 @@ fn again(method: &Method, fault: &Fault, tries: u32, waited: Duration) -> Option
     let ours = if busy { BUSY } else { Duration::from_secs(1 << (tries - 1).min(4)) };
     let wait =
         fault.retry_after.map_or(ours, |asked| asked.max(if busy { Duration::from_secs(1) } else { ours }));
-    (waited + wait <= PATIENCE).then_some(wait)
+    (waited.saturating_add(wait) <= PATIENCE).then_some(wait)
 }
 
 /// All at once, in their order; the first failure in the way of them all.
@@ -370,6 +370,7 @@ mod tests {
             // Longer than anybody should sit here: who asked may ask again, and waits there.
             (Method::GET, fault(429, Some(600)), 1, 0, None),
             (Method::GET, fault(429, Some(20)), 1, 170, None),
+            (Method::GET, fault(429, Some(u64::MAX)), 1, 170, None),
             (Method::GET, fault(503, None), 6, 0, None),
             (Method::GET, fault(404, None), 1, 0, None),
             (Method::PUT, fault(409, None), 1, 0, None),

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     host::{Cmd, Host},
-    web::hold,
+    web::{hold, json_at_most},
 };
 use serde_json::Value;
 use std::{
@@ -25,6 +25,9 @@ use std::{
     time::Duration,
 };
 use time::OffsetDateTime;
+
+/// Bytes of the longest answer that is read; a token has two kilobytes.
+const MOST: usize = 1 << 20;
 
 /// A new token is asked for when the old one has so long to live: no request should outlive its token.
 const EARLY: time::Duration = time::Duration::minutes(5);
@@ -272,19 +275,25 @@ impl Tokens {
 async fn answer(request: reqwest::RequestBuilder) -> Result<(u16, Value), String> {
     let response = request.send().await.map_err(|e| chain(&e.without_url()))?;
     let status = response.status().as_u16();
-    let bytes = response.bytes().await.map_err(|e| chain(&e.without_url()))?;
-    Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
+    let body = json_at_most(response, MOST).await.map_err(|e| chain(&e.without_url()))?;
+    Ok((status, body.unwrap_or_default()))
 }
 
 /// From either service: one says when it ends, the other how long it lives; both as a number or as text.
 fn token(body: &Value, clock: &dyn Clock) -> Result<Token, String> {
     let number = |key: &str| body[key].as_i64().or_else(|| body[key].as_str()?.parse().ok());
-    let lives = number("expires_in").map(|seconds| clock.now() + time::Duration::seconds(seconds));
+    let lives = number("expires_in").and_then(|life| clock.now().checked_add(time::Duration::seconds(life)));
     let until = number("expires_on").and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()).or(lives);
     match (body["access_token"].as_str(), until) {
         (Some(secret), Some(until)) => Ok(Token { secret: Secret::new(secret), until }),
         _ => Err("the answer holds no token".into()),
     }
+}
+
+/// Whether an answer holds a token.
+#[cfg(test)]
+pub fn fuzzed(body: &Value) -> bool {
+    token(body, &super::clock::Wall).is_ok()
 }
 
 #[cfg(test)]
@@ -308,5 +317,15 @@ mod tests {
     fn a_secret_is_in_no_word_of_ours() {
         let source = Source::Secret { tenant: "t".into(), client: "c".into(), secret: Secret::new("hush") };
         assert!(!format!("{source:?} {source}").contains("hush"));
+    }
+
+    #[test]
+    fn a_token_that_lives_for_ever_is_none() {
+        let read = |body: Value| token(&body, &crate::gpu::provider::azure::clock::Wall);
+        for lives in [i64::MAX, i64::MIN, 1 << 50] {
+            let body = serde_json::json!({ "access_token": "a", "expires_in": lives });
+            assert_eq!(read(body).err().unwrap(), "the answer holds no token", "{lives}");
+        }
+        assert!(read(serde_json::json!({ "access_token": "a", "expires_in": "3599" })).is_ok());
     }
 }

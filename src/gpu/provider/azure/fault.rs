@@ -227,8 +227,7 @@ impl Fault {
 fn quota_request(said: &str) -> String {
     let after = |key: &str| {
         let rest = said.split_once(key)?.1.trim_start();
-        let end = rest.find([',', '.', ' ']).unwrap_or(rest.len());
-        Some(rest[..end].to_owned()).filter(|word| !word.is_empty())
+        rest.split([',', '.', ' ']).next().filter(|word| !word.is_empty()).map(str::to_owned)
     };
     let family = said.split_once("approved ").and_then(|(_, rest)| rest.split_once(" quota"));
     let family = family.map_or("its vCPUs", |(family, _)| family);

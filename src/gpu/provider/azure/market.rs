@@ -7,7 +7,10 @@ use super::{
     network::same_region,
     told,
 };
-use crate::gpu::offer::{Market, Price, Sku, Usage};
+use crate::{
+    gpu::offer::{Market, Price, Sku, Usage},
+    web::json_at_most,
+};
 use anyhow::Result;
 use reqwest::Url;
 use serde_json::Value;
@@ -15,6 +18,10 @@ use std::time::Duration;
 
 /// More of one size's prices in one region than there are.
 const PAGES: usize = 20;
+/// Bytes of the longest page that is read; a hundred prices have 80 KB.
+const PAGE: usize = 8 << 20;
+/// The longest wait that is kept, whatever was asked for: a plan without prices is better than one next year.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 impl Azure {
     /// Of each region, in this order; none named: where this machine is.
@@ -87,7 +94,7 @@ impl Azure {
             let after =
                 answer.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
             if (status == 429 || status >= 500) && tries < 4 {
-                self.arm.clock().nap(after.map_or(wait, Duration::from_secs)).await;
+                self.arm.clock().nap(after.map_or(wait, Duration::from_secs).min(LONGEST_WAIT)).await;
                 wait *= 2;
                 continue;
             }
@@ -97,7 +104,9 @@ impl Azure {
                     ..Fault::here(doing, format!("it answered {status}"))
                 });
             }
-            return answer.json().await.map_err(|e| Fault::here(doing, chain(&e.without_url())));
+            let page = json_at_most(answer, PAGE).await;
+            let page = page.map_err(|e| Fault::here(doing, chain(&e.without_url())))?;
+            return page.ok_or_else(|| Fault::here(doing, "it answered with no JSON, or without end"));
         }
         unreachable!("the last try returns")
     }
@@ -157,7 +166,7 @@ pub(super) fn usage(one: &Value) -> Option<Usage> {
 }
 
 /// What an hour of Linux costs; nothing for the rows that are about something else.
-fn price(one: &Value) -> Option<Price> {
+pub(super) fn price(one: &Value) -> Option<Price> {
     let has = |key: &str, word: &str| one[key].as_str().is_some_and(|text| text.contains(word));
     let other = has("productName", "Windows")
         || has("productName", "Dedicated")

@@ -4,7 +4,10 @@
 //! `er-HQ-RUN` is the machine, and the group that it is in; `er-HQ-RUN_nsg` and the like are what belongs to it. A
 //! run's name has no `_`, so no thing of one run can be taken for one of another.
 
-use crate::{gpu::spec::RunId, hash::sha256};
+use crate::{
+    gpu::spec::RunId,
+    hash::{first, sha256},
+};
 use serde_json::{Map, Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -170,7 +173,7 @@ pub fn stamp(at: OffsetDateTime) -> String {
 
 /// What every name of this headquarters begins with: six characters tell any few apart that share a group.
 pub fn prefix(hq: &str) -> String {
-    format!("er-{}-", &sha256(hq)[..6])
+    format!("er-{}-", first(&sha256(hq), 6))
 }
 
 /// Whose a thing is: by its tags, else by its name where Azure made it for us and tags are not taken over.

@@ -8,11 +8,15 @@ use super::{
     fault::Fault,
     names::{COMPUTE, NETWORK, Names},
 };
+use crate::web::json_at_most;
 use serde_json::Value;
 use std::{net::IpAddr, time::Duration};
 
 /// The metadata service answers at once or is not there.
 const METADATA: Duration = Duration::from_secs(2);
+
+/// Bytes of the longest answer that is read; the metadata have three kilobytes.
+const MOST: usize = 1 << 20;
 
 /// This machine, as its metadata service tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +124,7 @@ pub async fn metadata(http: &reqwest::Client, service: &str) -> Option<Metadata>
     if !answer.status().is_success() {
         return None;
     }
-    read_metadata(&answer.json().await.ok()?)
+    read_metadata(&json_at_most(answer, MOST).await.ok()??)
 }
 
 fn read_metadata(body: &Value) -> Option<Metadata> {
@@ -225,6 +229,14 @@ fn plain_mac(mac: &str) -> String {
 pub fn ids(list: &Value) -> Vec<String> {
     let id = |one: &Value| one["id"].as_str().map(str::to_owned);
     list.as_array().into_iter().flatten().filter_map(id).collect()
+}
+
+/// Reads an answer in all the ways that this file has, for fuzzing.
+#[cfg(test)]
+pub fn fuzzed(body: &Value) -> Vec<Result<Managed, String>> {
+    let slots = |metadata: Metadata| (0..2).map(move |lun| metadata.managed(lun, "s")).collect::<Vec<_>>();
+    let _ = (way_out(body), ids(body), body.as_str().map(plain_mac));
+    read_metadata(body).map(slots).unwrap_or_default()
 }
 
 #[cfg(test)]

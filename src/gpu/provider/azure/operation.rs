@@ -134,7 +134,7 @@ impl Arm {
         loop {
             let nap = wait.unwrap_or(BETWEEN);
             let spent: Duration = (self.clock().now() - began).try_into().unwrap_or_default();
-            if spent + nap > at_most {
+            if spent.saturating_add(nap) > at_most {
                 return Ok(false);
             }
             self.clock().nap(nap).await;
