@@ -10,6 +10,7 @@
 pub mod beneath;
 mod ledger;
 pub mod mounts;
+pub mod person;
 pub mod process;
 
 pub use ledger::{Busy, LONGEST, Ledger, Lines};
@@ -17,7 +18,7 @@ pub use ledger::{Busy, LONGEST, Ledger, Lines};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     fmt, fs,
-    io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _},
+    io::{BufRead as _, BufReader, ErrorKind, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Component, Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
@@ -141,20 +142,6 @@ impl Host {
     /// As `read`, for text; bytes that are not UTF-8 are replaced.
     pub fn read_text(&self, path: &Path) -> Result<Option<String>> {
         Ok(self.read(path)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
-    }
-
-    /// At most `most` bytes of the file from `from` on, for files that grow. None: there is no such file.
-    pub fn read_part(&self, path: &Path, from: u64, most: u64) -> Result<Option<Vec<u8>>> {
-        use std::io::Seek as _;
-        let read = |mut file: fs::File| -> std::io::Result<Vec<u8>> {
-            file.seek(std::io::SeekFrom::Start(from))?;
-            let mut bytes = Vec::new();
-            file.take(most).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let file = absent(fs::File::open(self.path(path)));
-        file.and_then(|file| file.map(read).transpose())
-            .with_context(|| format!("reading {}", path.display()))
     }
 
     pub fn meta(&self, path: &Path) -> Result<Option<Meta>> {
@@ -515,6 +502,7 @@ fn drain(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read as _;
 
     #[test]
     fn who_holds_a_lock_is_known() {
