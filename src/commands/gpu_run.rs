@@ -249,7 +249,11 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     );
     let owner = owner(host)?;
     let folder = script.parent().context("a script is in a directory")?;
-    let project = checkout::find(host, &checkout::reader(host, &owner, folder)?, &script)?;
+    let project = if args.name.as_ref().is_some_and(|run| folder == runs::checkout(run)) {
+        folder.into()
+    } else {
+        Reader::new(checkout::reader(host, &owner, folder)).find(host, &script)?
+    };
     for name in &args.data {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
         ensure!(plain, "{name:?} is no name of a dataset");

@@ -6,6 +6,7 @@
 //! is no more than what they could have put into their files.
 
 use super::{
+    checkout,
     code::{self, CodeOutline, leave_out},
     job::Nonsense,
     tree::{self, Changed, Contents, Entry, Known, MOST_DATA, Tree, What, pour_file},
@@ -49,6 +50,8 @@ pub enum Odd {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ReadRequest {
+    /// Answer: the checkout that it is in, or its folder.
+    Find { script: PathBuf },
     /// Answer: `CodeOutline`.
     Outline { project: PathBuf, script: Rel },
     /// Answer: `CodeOutline` and `Tree`.
@@ -124,6 +127,14 @@ impl Reader {
                 Err(error).with_context(doing)
             }
         }
+    }
+
+    /// The checkout that a script is in; without one, its folder.
+    pub fn find(&self, host: &Host, script: &Path) -> Result<PathBuf> {
+        if self.is_us()? {
+            return checkout::find(host, self.person()?, script);
+        }
+        self.child(host, None)?.ask(&ReadRequest::Find { script: script.into() }, |_| Ok(()))
     }
 
     /// What of a project would go, without reading it: every file can be, and the script is among them.
@@ -293,6 +304,7 @@ pub fn answer(host: &Host, wire: &mut Wire) -> Result<()> {
     let mut listed: Option<(Beneath, Tree)> = None;
     while let Some(wanted) = wire.hear_if_any::<ReadRequest>()? {
         match wanted {
+            ReadRequest::Find { script } => drop(reply(wire, checkout::find(host, &person, &script))?),
             ReadRequest::Outline { project, script } => {
                 reply(wire, outline(host, &person, &project, &script))?;
             }

@@ -138,8 +138,8 @@ fn nothing_is_run_that_a_checkout_asks_for_whoever_has_it_and_whoever_asks() {
 #[test]
 fn a_run_is_its_person_s_in_what_is_read_and_in_its_environment() {
     let Some(here) = here() else { return };
-    let files =
-        [("train.py", WHO), ("deep/module.py", "1"), ("large", &String::from_utf8_lossy(&noise(400_000)))];
+    let large = String::from_utf8_lossy(&noise(400_000)).into_owned();
+    let files = [("train.py", WHO), ("deep/module.py", "1"), ("large", large.as_str())];
     let project = folder(&here, "project", &files);
     fs::write(project.join("key"), "hers").unwrap();
     chown(project.join("key"), Some(ANA), Some(ANA)).unwrap();
