@@ -294,7 +294,8 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     })
 }
 
-/// What of the project would go, read by its person; an error where it must not, or where the script would not be there.
+/// The part of the project that would go, read by its person; an error where it must not, or where the script would not be
+/// there.
 fn outline(host: &Host, spec: &Spec) -> Result<CodeOutline> {
     let script = Rel::try_from(spec.script.as_path()).map_err(anyhow::Error::msg)?;
     driver::reader_of(host, spec).outline(host, &spec.project, &script)

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Whose `.git` is asked.
+/// Owners whose `.git` is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Trusted([u32; 3]);
 
@@ -99,12 +99,12 @@ fn ensure_trusted(host: &Host, checkout: &Path, trusted: Trusted) -> Result<()> 
     Ok(())
 }
 
-/// What is in a checkout, as git lists it: git alone knows what its ignore files mean together with its index.
+/// Content of a checkout, by git's list: git alone knows what its ignore files mean together with its index.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// What is tracked, and what is not ignored. With a checkout in it goes what that one lists.
+    /// All that is tracked or not ignored; of a checkout in it, all that this one lists.
     pub paths: BTreeSet<Vec<u8>>,
-    /// What git could not look into, in its words.
+    /// Directories that git could not look into, in its words.
     pub warnings: Vec<String>,
 }
 
@@ -162,7 +162,7 @@ fn git(at: &Path) -> Result<Vec<String>> {
     Ok(words.into_iter().chain(["-c", "core.hooksPath=/dev/null"]).map(str::to_owned).collect())
 }
 
-/// As the person, and without a way to anywhere: a partial clone would fetch what it lacks, by any command that its settings
+/// Runs it as the person, and without a way to anywhere: a partial clone would fetch what it lacks, by any command that its settings
 /// name. Older gits know only the second of the two variables.
 fn quiet(person: &Person, cmd: Cmd) -> Cmd {
     let cmd = cmd.env("GIT_NO_LAZY_FETCH", "1").env("GIT_ALLOW_PROTOCOL", "none");

@@ -22,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What is left out of a directory that git does not know: made from the rest, or large and of this machine alone.
+/// Names that are left out of a directory that git does not know: made from the rest, or large and of this machine alone.
 const MADE: [&str; 11] = [
     ".git",
     ".hg",
@@ -58,7 +58,7 @@ pub struct ProjectCode {
     pub outline: CodeOutline,
 }
 
-/// What goes, in numbers, and what a person should know of it.
+/// Summary of all that goes, in numbers, with what a person should know of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodeOutline {
     pub files: u64,
@@ -69,7 +69,7 @@ pub struct CodeOutline {
     pub left_out: Vec<String>,
     /// How many there are of these.
     pub left: u64,
-    /// What goes along and may be a secret, by its name; the first of them.
+    /// Files that go along and may be secrets, by their names; the first of them.
     pub secrets: Vec<String>,
     /// How many there are of these.
     pub secret: u64,
@@ -106,7 +106,7 @@ fn named(what: &str, names: &[String], all: u64) -> Option<String> {
     (!names.is_empty()).then(|| format!("{what}: {}{more}", names.join(", ")))
 }
 
-/// What git tracks, and what it does not ignore. Of a directory that is no checkout, everything but what is made from the
+/// Lists what git tracks, and what it does not ignore; of a directory that is no checkout, everything but what is made from the
 /// rest. The person is whoever this process is.
 pub fn list(host: &Host, person: &Person, project: &Path) -> Result<ProjectCode> {
     let is_checkout = host.exists(&project.join(".git"))?;
@@ -191,7 +191,7 @@ impl ProjectCode {
     }
 }
 
-/// What would not be there, or is nothing to be sent: taken out, and told with the reason. The rest.
+/// Takes out what would not be there, or is nothing to be sent. The rest, and what was taken out, with the reason.
 pub fn leave_out(found: Vec<Found>) -> (Vec<Found>, Vec<String>) {
     let mut left_out = Vec::new();
     let kept = found.into_iter().filter(|found| {
@@ -230,7 +230,7 @@ fn ensure_small(found: &[Found], project: &Path) -> Result<()> {
         .or_try("name what is no code in .gitignore, and send data with --data")
 }
 
-/// What is not sent cannot be started.
+/// Refuses a script that is not sent: it could not be started.
 pub fn ensure_among(is_there: bool, script: &Rel, project: &Path) -> Result<()> {
     if is_there {
         return Ok(());
@@ -310,7 +310,7 @@ fn is_secret(path: &[u8]) -> bool {
     (ends || begins || whole) && !is_public
 }
 
-/// As git lists it.
+/// Files of a checkout, as git lists them.
 fn tracked(host: &Host, person: &Person, dir: &Beneath, outline: &mut CodeOutline) -> Result<Vec<Found>> {
     let listed = checkout::list(host, person, dir.path())?;
     listed.warnings.into_iter().for_each(|warning| outline.note_left(warning));

@@ -300,7 +300,7 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
     })
 }
 
-/// Who reads a run's project; ourselves, where it is what `gpu doctor` has put there.
+/// The reader of a run's project; ourselves, where `gpu doctor` has put it there.
 pub fn reader_of(host: &Host, spec: &Spec) -> Reader {
     let is_ours = spec.project == runs::checkout(&spec.run);
     Reader::new(if is_ours {

@@ -64,7 +64,7 @@ const MORE: &str = "it says more than anybody reads";
 pub struct Given {
     /// Whose script it is, on a machine where we are root.
     pub user: Option<String>,
-    /// Who reads the project, the datasets and what came home before: never more than the run's person may.
+    /// Reads the project, the datasets and what came home before: never more than the run's person may.
     pub reader: Reader,
     /// Where datasets are here: `ucf101` below it.
     pub data: PathBuf,

@@ -38,7 +38,7 @@ const READING: Bounds =
 /// A secret is a word or a key, not a file system.
 const SECRET: u64 = 64 << 10;
 
-/// What becomes of a link that leads out of a directory, and of what is no file.
+/// Treatment of a link that leads out of a directory, and of what is no file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Odd {
@@ -46,7 +46,7 @@ pub enum Odd {
     Refused,
 }
 
-/// What a child may be asked for. Each is answered by `ReadReply`, and then by what it is named for, poured.
+/// Requests to a child. Each is answered by `ReadReply`, and then by the value that is named beside it, poured.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ReadRequest {
@@ -137,7 +137,7 @@ impl Reader {
         self.child(host, None)?.ask(&ReadRequest::Find { script: script.into() }, |_| Ok(()))
     }
 
-    /// What of a project would go, without reading it: every file can be, and the script is among them.
+    /// Summary of what of a project would go, without reading it: every file can be read, and the script is among them.
     pub fn outline(&self, host: &Host, project: &Path, script: &Rel) -> Result<CodeOutline> {
         if self.is_us()? {
             return outline(host, self.person()?, project, script);
@@ -146,7 +146,7 @@ impl Reader {
         child.ask(&ReadRequest::Outline { project: project.into(), script: script.clone() }, |_| Ok(()))
     }
 
-    /// What of a project goes, and how it is read.
+    /// Code of a project: its files, their list, and its summary.
     pub fn code(
         &self,
         host: &Host,
@@ -183,7 +183,7 @@ impl Reader {
         Ok((FileSource::Theirs(Mutex::new(child)), tree, left_out))
     }
 
-    /// What is in a file of theirs.
+    /// Content of a file of theirs.
     pub fn secret(&self, host: &Host, file: &Path) -> Result<String> {
         if self.is_us()? {
             return secret(host, file);
@@ -217,7 +217,7 @@ fn heard<T: DeserializeOwned>(wire: &mut Wire) -> Result<T> {
     }
 }
 
-/// These files of the tree, from a child.
+/// Has a child pour these files of the tree.
 fn draw_contents(wire: &mut Wire, tree: &Tree, lacks: &[usize], to: &mut dyn Write) -> Result<()> {
     let entries = wanted(tree, lacks)?;
     wire.tell(&ReadRequest::Contents)?;
@@ -253,7 +253,7 @@ impl Contents for FileSource {
     }
 }
 
-/// Those of a tree that were asked for.
+/// Entries of a tree that were asked for.
 fn wanted<'a>(tree: &'a Tree, lacks: &[usize]) -> Result<Vec<&'a Entry>> {
     let all: Option<Vec<_>> = lacks.iter().map(|index| tree.0.get(*index)).collect();
     all.ok_or_else(|| Nonsense("it asked for a file that is in no list".into()).into())
@@ -348,7 +348,7 @@ fn reply<T: Serialize>(wire: &mut Wire, found: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// What goes with a tree, and that.
+/// Replies with a tree and with what goes with it.
 fn reply_with<T: Serialize>(
     wire: &mut Wire,
     found: Result<((Beneath, Tree), T)>,

@@ -54,7 +54,7 @@ pub struct Receipt {
     pub kept: Option<Keep>,
     #[serde(skip)]
     is_paid: bool,
-    /// What a machine of the team's keeps for the next run, by its paths over there.
+    /// Paths of all that a machine of the team's keeps for the next run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stays: Vec<String>,
     /// What became of bringing that home, where somebody has tried.

@@ -33,7 +33,7 @@ pub enum What {
         len: u64,
         exec: bool,
         hash: String,
-        /// What group and others may not do with it, of what they may with most files: bits of 0o755, or of 0o644. Not
+        /// Rights that group and others lack, of those that they have to most files: bits of 0o755, or of 0o644. Not
         /// written where there are none, so that most trees have the hash that they had before this was looked at.
         #[serde(default, skip_serializing_if = "is_none_closed")]
         closed: u32,
@@ -47,7 +47,7 @@ fn is_none_closed(closed: &u32) -> bool {
     *closed == 0
 }
 
-/// What most files may be, for all.
+/// The mode of most files.
 fn usual(exec: bool) -> u32 {
     if exec { 0o755 } else { 0o644 }
 }
@@ -117,14 +117,14 @@ pub const MOST_DATA: usize = 4_000_000;
 /// Hashes of files that were read before, by what one sees of them.
 pub type Known = HashMap<Rel, (Stamp, String)>;
 
-/// As `read`; `known` is what is in there when this returns, and nothing else.
+/// Reads like `read`; `known` has what is in there when this returns, and nothing else.
 pub fn read_known(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
     let tree = read(dir, found, known)?;
     known.retain(|path, _| tree.0.binary_search_by(|entry| entry.path.cmp(path)).is_ok());
     Ok(tree)
 }
 
-/// What was found, with the hashes of files. A link that leads out, and what is neither file nor link, is an error: who can do
+/// Adds the hashes of files to what was found. A link that leads out, and what is neither file nor link, is an error: who can do
 /// without has taken it out.
 pub fn read(dir: &Beneath, found: Vec<Found>, known: &mut Known) -> Result<Tree> {
     let mut entries = Vec::with_capacity(found.len());
@@ -262,7 +262,7 @@ pub fn send(wire: &mut Wire, from: &dyn Contents, tree: &Tree, squeeze: Squeeze)
 
 /// Files that were listed, to be read once more.
 pub trait Contents {
-    /// These of the tree, one after another; links have none. An error `Changed` where one is not what it was.
+    /// Writes these files of the tree, one after another; links have nothing to write. An error `Changed` where one is not what it was.
     fn pour(&self, tree: &Tree, lacks: &[usize], to: &mut dyn Write) -> Result<()>;
 }
 

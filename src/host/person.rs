@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgid, setgroups, setuid};
 use std::{ffi::CString, path::PathBuf};
 
-/// As systemd gives it to whatever it starts.
+/// The path that systemd gives to whatever it starts.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Of the kernel, for whoever has no group of their own.
+/// The kernel's number of a group for whoever has none of their own.
 const NOGROUP: u32 = 65534;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -455,7 +455,7 @@ fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     // Members write here, too: no link of theirs is followed.
     let write = || -> Result<()> {
-        let own = Beneath::make(&scene.host, &runs)?.inside(&Rel::new(&name)?, None)?;
+        let own = Beneath::make(scene.host, &runs)?.inside(&Rel::new(&name)?, None)?;
         let mut file = own.write(&Rel::new(&format!("events.out.tfevents.{now}.echoes"))?)?;
         file.write_all(&scalar::event_file(now, "probe", 0.25))?;
         file.keep(0o644, OnDisk::Now)

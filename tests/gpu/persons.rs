@@ -67,7 +67,7 @@ fn trap(at: &Path, proof: &Path, uid: u32) {
     owned(at, uid);
 }
 
-/// As `sudo` has it; by nobody, root is asked.
+/// Typed by somebody behind `sudo`, or by root.
 fn gpu_run(here: &Here, who: Option<&str>, script: &Path, more: &[&str]) -> CompletedProcess {
     let first = ["gpu-run", script.to_str().unwrap(), "--provider", "local"];
     let mut command = here.command(&[&first[..], more].concat());
@@ -110,7 +110,8 @@ fn nothing_is_run_that_a_checkout_asks_for_whoever_has_it_and_whoever_asks() {
 
     // An archive with a checkout in it, unpacked in an honest one.
     let honest = folder(&here, "honest", &[("train.py", WHO), (".gitignore", "*.pt\n")]);
-    let init = "git -C \"$0\" init --quiet && git -C \"$0\" add .";
+    // It is hers already, and this is root.
+    let init = "git() { command git -c safe.directory='*' -C \"$at\" \"$@\"; }; at=$0; git init --quiet && git add .";
     CompletedProcess::run(Command::new("sh").args(["-c", init, honest.to_str().unwrap()])).assert_code(0);
     trap(&honest.join("model"), &proof, ANA);
     owned(&honest, ANA);
@@ -243,7 +244,10 @@ fn root_follows_no_link_that_a_script_has_put_into_its_run_s_directory() {
         if !name.ends_with(".json") {
             fs::write(run.join("begun.json"), "{\"first\":1,\"until\":null,\"attempt\":1}").unwrap();
         }
-        for verb in ["standing", "start", "leave"] {
+        // What cannot be started is waited for.
+        let verbs: &[_] =
+            if name.ends_with(".json") { &["standing", "leave"] } else { &["standing", "start", "leave"] };
+        for verb in verbs {
             let out = agent(verb);
             assert_ne!(out.code, 124, "{name} {verb}: {out}");
             assert!(!etc.join("nologin").exists(), "{name} {verb}: {out}");

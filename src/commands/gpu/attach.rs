@@ -302,7 +302,7 @@ impl Watch<'_> {
     }
 }
 
-/// What a script has written, as far as it has come home: a file that grows.
+/// The output of a script, as far as it has come home: a file that grows.
 pub struct Tail {
     /// All results.
     results: PathBuf,

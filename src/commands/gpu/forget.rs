@@ -25,7 +25,7 @@ use time::OffsetDateTime;
 pub struct Args {
     #[arg(required_unless_present = "machine")]
     run: Option<RunId>,
-    /// What a machine of the team's keeps for the next run: code, datasets, environments, programs
+    /// Remove all that a machine of the team's keeps for the next run: code, datasets, environments, programs
     #[arg(long = "box", value_name = "ssh://USER@HOST", value_parser = source, conflicts_with = "run")]
     machine: Option<Source>,
     /// Print what was done as JSON

@@ -35,8 +35,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What a person's agent and script keep of the environment of whoever starts them: how the network is reached, and where
-/// the GPU's programs are. All else in there is somebody else's.
+/// Variables that a person's agent and script keep from whoever starts them: how the network is reached, and where the GPU's
+/// programs are. All else in that environment is somebody else's.
 pub const HANDED_ON: [&str; 11] = [
     "LANG",
     "TZ",
@@ -89,8 +89,8 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Resul
     Ok(())
 }
 
-/// What runs share is its user's alone: code and data that are kept may be as secret as where they come from. A directory that
-/// somebody has put elsewhere by a link is theirs to shut.
+/// Shuts to all others the directories that runs share: code and data that are kept may be as secret as where they come from.
+/// A directory that somebody has put elsewhere by a link is theirs to shut.
 fn shut_shared(host: &Host, site: &Site) -> Result<()> {
     for name in Site::SHARED {
         let dir = site.shared(name);

@@ -55,7 +55,7 @@ pub fn standing(host: &Host, site: &Site) -> Result<Standing> {
     }
 }
 
-/// What is to be known before a script is started, and after.
+/// State of a run's keeper, to be known before a script is started, and after.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct KeeperState {
     standing: Standing,

@@ -1,4 +1,4 @@
-//! What goes and what does not, of real directories.
+//! Real directories, and what of them goes.
 
 // Tests look at files and processes directly.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]

@@ -144,7 +144,7 @@ impl Errand<'_> {
         self.host.write(&self.hashes(name)?, 0o600, &serde_json::to_vec(&known.iter().collect::<Vec<_>>())?)
     }
 
-    /// Of what each person has read: another's is not believed.
+    /// File of the hashes that each person has read: another's are not believed.
     fn hashes(&self, name: &str) -> Result<PathBuf> {
         let hashes = self.given.memory.join("hashes");
         let person = self.given.reader.person()?;
