@@ -10,6 +10,7 @@
 pub mod beneath;
 mod ledger;
 pub mod mounts;
+pub mod person;
 pub mod process;
 mod regular;
 

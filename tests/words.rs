@@ -240,9 +240,11 @@ fn a_size_that_was_retired_is_refused_at_once_with_what_took_its_place() {
 #[test]
 fn what_a_run_will_be_is_shown_before_anything_is_done() {
     let dir = settings("[gpu]\nmax_cost = 5\n");
-    std::fs::create_dir_all(dir.path().join(".git")).unwrap();
+    let init = std::process::Command::new("git").args(["init", "--quiet"]).arg(dir.path()).status();
+    assert!(init.unwrap().success(), "git is needed for this test");
     std::fs::create_dir_all(dir.path().join("experiments")).unwrap();
     std::fs::write(dir.path().join("experiments/train.py"), "").unwrap();
+    std::fs::write(dir.path().join(".gitignore"), "/c.toml\n").unwrap();
     let arguments = |more: &'static [&'static str]| {
         let first =
             ["--config", "c.toml", "gpu-run", "experiments/train.py", "--name", "esn", "--provider", "local"];
@@ -250,6 +252,7 @@ fn what_a_run_will_be_is_shown_before_anything_is_done() {
     };
     let plan = run(dir.path(), &arguments(&["--dry-run", "--max-hours", "0.5"]));
     let expected = "esn: experiments/train.py of DIR\n  1  local      free\n\
+                    code: 2 files, 8 bytes\n\
                     ends: at the latest after 30 min, and before it costs $5.00\n\
                     grace: 1 min to save, when it has to end\n\
                     results: /mnt/echoes_data/azure_results/esn, at most 10,000,000 files and what is free\n";

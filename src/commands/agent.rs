@@ -1,15 +1,19 @@
 //! `agent`: this program on a machine where an experiment runs. Its words are for the headquarters, not for people.
 
 use super::this_machine;
-use crate::gpu::{
-    agent::{
-        attend, settle,
-        site::{Site, is_home},
-        start::{self, OUTLIVED},
-        watch,
+use crate::{
+    gpu::{
+        agent::{
+            attend, settle,
+            site::{Site, is_home},
+            start::{self, KeeperState, OUTLIVED},
+            watch,
+        },
+        reader,
+        spec::RunId,
+        wire::Wire,
     },
-    spec::RunId,
-    wire::Wire,
+    host::person::Person,
 };
 use anyhow::{Result, anyhow};
 use std::{
@@ -41,6 +45,14 @@ pub enum Command {
     Exec(Args),
     /// Take everything of the run away
     Leave(Args),
+    /// Say how the script stands, as JSON
+    Standing(Args),
+    /// Read for the headquarters, on its own machine, what a person may
+    Read {
+        /// The person's number
+        #[arg(long = "as")]
+        uid: u32,
+    },
 }
 
 fn home(text: &str) -> Result<PathBuf, String> {
@@ -64,6 +76,10 @@ pub fn run(command: Command) -> Result<u8> {
         }
         Command::Start(args) => {
             let (site, user) = at(args);
+            // Only a unit is made by root; all else by the user, whose directory it is.
+            if !start::makes_unit(&host)? {
+                settle(&host, &site, user.as_deref(), "start")?;
+            }
             start::start(&host, &site, user.as_deref())?;
         }
         Command::Watch(args) => {
@@ -72,6 +88,21 @@ pub fn run(command: Command) -> Result<u8> {
             watch::watch(&host, &site)?;
         }
         Command::Exec(args) => return watch::exec(&host, &at(args).0),
+        Command::Standing(args) => {
+            let (site, user) = at(args);
+            settle(&host, &site, user.as_deref(), "standing")?;
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&KeeperState::look(&host, &site)?)?)?;
+        }
+        Command::Read { uid } => {
+            let person = Person::numbered(uid)?;
+            if !person.is_us() {
+                let words = ["agent", "read", "--as", &uid.to_string()].map(str::to_owned);
+                return Err(host.begin_anew(&person, words.into(), &[])?);
+            }
+            nix::sys::prctl::set_no_new_privs()?;
+            let mut wire = Wire::answering(std::io::stdin(), std::io::stdout())?;
+            reader::answer(&host, &mut wire)?;
+        }
         Command::Leave(args) => {
             let alive = start::leave(&host, &at(args).0)?;
             let mut out = std::io::stdout().lock();

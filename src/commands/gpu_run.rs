@@ -9,23 +9,26 @@ use super::{
 use crate::{
     config::{self, Config, Grace, VariableName},
     gpu::{
+        checkout,
+        code::CodeOutline,
         data, driver,
         loan::{self, Secrets},
         offer::{Row, retirement, table as rows_for_people},
         provider::{self, Choice, Offer},
+        reader::Reader,
         receipt::{NO_CAPACITY, NO_QUOTA, dollars},
         runs,
         spec::{DataBy, RunId, Source, Spec},
         state::Event,
     },
-    host::{Host, Kind, System},
+    host::{Host, Kind, System, beneath::Rel},
     hq::disk::size_words,
     ui::{Code, Try as _, Ui, lasting, table},
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use std::{
     io::{BufRead as _, IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 use time::OffsetDateTime;
@@ -145,21 +148,23 @@ pub fn go(args: Args, host: &Arc<Host>, config: &Config, settings: &Settings, ui
     let (dry_run, print_spec, secret) = (args.dry_run, args.print_spec, args.secret.clone());
     let data_by = args.data_by.unwrap_or(config.gpu.data_by);
     let spec = spec(args, host, config)?;
+    // What cannot go is known before anything is rented.
+    let code = outline(host, &spec)?;
     let delivery = data::deliver(host, config, &spec.source, (&spec.data, data_by), &spec.regions)?;
-    let data = delivery.lines();
+    let lines: Vec<_> = code.lines(&spec.project).into_iter().chain(delivery.lines()).collect();
     let spec = Spec { original: delivery.original(), ..spec };
     if print_spec {
         ui.out(serde_json::to_string_pretty(&spec)?);
         return Ok(0);
     }
     let choice = provider::offers(&spec, host, config)?;
-    ui.say(plan(&spec, &choice, data, &results_line(host, config, &spec)?));
+    ui.say(plan(&spec, &choice, lines, &results_line(host, config, &spec)?));
     let offers = to_be_had(choice)?;
     if dry_run {
         return Ok(0);
     }
     need_root(host)?;
-    let secrets = secrets(host, &secret)?;
+    let secrets = secrets(host, &driver::reader_of(host, &spec), &secret)?;
     // Also where the price list was down: what has no price is not free.
     if spec.source == Source::Azure && !yes && !confirmed()? {
         return Ok(1);
@@ -242,7 +247,13 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         "{} is no file",
         script.display()
     );
-    let project = project(host, &script)?;
+    let owner = owner(host)?;
+    let folder = script.parent().context("a script is in a directory")?;
+    let project = if args.name.as_ref().is_some_and(|run| folder == runs::checkout(run)) {
+        folder.into()
+    } else {
+        Reader::new(checkout::reader(host, &owner, folder)).find(host, &script)?
+    };
     for name in &args.data {
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');
         ensure!(plain, "{name:?} is no name of a dataset");
@@ -264,7 +275,7 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     (!host.exists(&results)?).then_some(()).ok_or_else(taken).or_try("another --name, or none")?;
     Ok(Spec {
         run,
-        owner: owner(host)?,
+        owner,
         source,
         script: script.strip_prefix(&project)?.into(),
         project,
@@ -283,14 +294,11 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
     })
 }
 
-/// The checkout that the script is in; without one, the script's own directory.
-fn project(host: &Host, script: &Path) -> Result<PathBuf> {
-    for dir in script.ancestors().skip(1) {
-        if host.exists(&dir.join(".git"))? {
-            return Ok(dir.into());
-        }
-    }
-    Ok(script.parent().context("a script is in a directory")?.into())
+/// The part of the project that would go, read by its person; an error where it must not, or where the script would not be
+/// there.
+fn outline(host: &Host, spec: &Spec) -> Result<CodeOutline> {
+    let script = Rel::try_from(spec.script.as_path()).map_err(anyhow::Error::msg)?;
+    driver::reader_of(host, spec).outline(host, &spec.project, &script)
 }
 
 /// The person who typed sudo: on this machine the script runs as they, and never as root unless root logged in.
@@ -309,7 +317,7 @@ fn named(secret: &str) -> (&str, Option<&str>) {
     secret.split_once("=@").map_or((secret, None), |(name, file)| (name, Some(file)))
 }
 
-fn secrets(host: &Host, wanted: &[String]) -> Result<Secrets> {
+fn secrets(host: &Host, reader: &Reader, wanted: &[String]) -> Result<Secrets> {
     let mut all = Secrets::new();
     for one in wanted {
         let (name, file) = named(one);
@@ -318,7 +326,7 @@ fn secrets(host: &Host, wanted: &[String]) -> Result<Secrets> {
         let value = match file {
             Some(file) => {
                 let path = std::path::absolute(file)?;
-                let text = host.read_text(&path)?.with_context(|| format!("{file} is not there"))?;
+                let text = reader.secret(host, &path)?;
                 text.trim_end_matches(['\n', '\r']).to_owned()
             }
             None => {
@@ -346,14 +354,14 @@ fn short_of_quota(rows: &[Row]) -> bool {
 }
 
 /// What it will do, for people.
-fn plan(spec: &Spec, choice: &Choice, data: Vec<String>, results: &str) -> String {
+fn plan(spec: &Spec, choice: &Choice, sent: Vec<String>, results: &str) -> String {
     let mut lines = vec![format!("{}: {} of {}", spec.run, spec.script.display(), spec.project.display())];
     lines.push(if choice.rows.is_empty() {
         table(&[row(&spec.source)])
     } else {
         table(&rows_for_people(&choice.rows))
     });
-    lines.extend(data);
+    lines.extend(sent);
     let hours = spec.max_seconds.map(|n| format!("after {}", lasting(n)));
     let money = spec.max_cost.map(|n| format!("before it costs {}", dollars(n)));
     let limits: Vec<_> = hours.into_iter().chain(money).collect();
@@ -411,16 +419,7 @@ pub fn confirmed() -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_checkout_goes_along_and_without_one_the_script_s_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let host = Host::new(dir.path(), System);
-        host.make_dir(Path::new("/home/ana/echoes/.git")).unwrap();
-        let found = |script: &str| project(&host, Path::new(script)).unwrap();
-        assert_eq!(found("/home/ana/echoes/experiments/a.py"), Path::new("/home/ana/echoes"));
-        assert_eq!(found("/home/ana/other/a.py"), Path::new("/home/ana/other"));
-    }
+    use crate::host::person::Person;
 
     #[test]
     fn large_numbers_can_be_read() {
@@ -432,14 +431,15 @@ mod tests {
     #[test]
     fn a_secret_typed_by_mistake_is_not_repeated() {
         let host = Host::new("/", System);
-        let said = format!("{:#}", secrets(&host, &["KEY=hunter2".into()]).unwrap_err());
+        let us = Reader::new(Person::ourselves());
+        let said = format!("{:#}", secrets(&host, &us, &["KEY=hunter2".into()]).unwrap_err());
         assert!(!said.contains("hunter2"), "{said}");
-        let said = format!("{:#}", secrets(&host, &["NO_SUCH_SECRET".into()]).unwrap_err());
+        let said = format!("{:#}", secrets(&host, &us, &["NO_SUCH_SECRET".into()]).unwrap_err());
         assert!(said.contains("--preserve-env=NO_SUCH_SECRET"), "{said}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
         Host::new("/", System).write(&file, 0o600, b"a b\n").unwrap();
         let given = format!("KEY=@{}", file.display());
-        assert_eq!(secrets(&host, &[given]).unwrap(), [("KEY".into(), "a b".into())].into());
+        assert_eq!(secrets(&host, &us, &[given]).unwrap(), [("KEY".into(), "a b".into())].into());
     }
 }

@@ -3,14 +3,15 @@
 
 use super::{
     beside::{Beside, Wake},
+    checkout,
     errand::{Errand, FOLLOWED, Given},
     final_status,
     home::{Fetched, Quota},
     job::{Job, Stand},
     left::Left,
     loan::{self, Desk},
-    provenance,
     provider::{self, Machine},
+    reader::Reader,
     runner::{Clock, Loan, Runner},
     runs,
     spec::{RunId, Source, Spec},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     config::{Config, Signer},
-    host::{Cmd, Host, process::Over},
+    host::{Cmd, Host, person::Person, process::Over},
     patience::Patience,
     tls::internal::Authority,
     ui::Ui,
@@ -229,7 +230,13 @@ impl Job for Driven<'_, '_> {
         let secrets = loan::secrets(remote.host, &spec.run)?.into_iter().collect();
         let mut given = given(remote.host, remote.config, spec, secrets)?;
         if !given.tags.is_empty() {
-            given.tags.extend(provenance::checkout(remote.host, &spec.project, &spec.owner));
+            given.tags.extend(
+                given
+                    .reader
+                    .person()
+                    .map(|person| checkout::tags(remote.host, person, &spec.project))
+                    .unwrap_or_default(),
+            );
         }
         given.over = Some(over(remote.host, &spec.run));
         Errand::new(remote.host, given, remote.say).prepare(spec, machine)
@@ -279,6 +286,7 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
     };
     Ok(Given {
         user,
+        reader: reader_of(host, spec),
         results: runs::all_results(config),
         data,
         owner,
@@ -289,6 +297,16 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
         authority,
         quota: quota(config),
         over: None,
+    })
+}
+
+/// The reader of a run's project; ourselves, where `gpu doctor` has put it there.
+pub fn reader_of(host: &Host, spec: &Spec) -> Reader {
+    let is_ours = spec.project == runs::checkout(&spec.run);
+    Reader::new(if is_ours {
+        Person::ourselves()
+    } else {
+        checkout::reader(host, &spec.owner, &spec.project)
     })
 }
 

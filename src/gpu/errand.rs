@@ -6,10 +6,12 @@ mod data;
 
 use super::{
     agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
+    code::ensure_among,
     home::{Fetched, Home, Quota, dir_of},
     job::{Exit, Hopeless, Nonsense, Stand, is_nonsense},
     provenance::{self, Tags},
     provider::Machine,
+    reader::{FileSource, Odd, Reader},
     spec::{Source, Spec},
     tree::{self, Changed, Known, Squeeze, Tree},
     wire::{Wire, is_lost, shown},
@@ -22,7 +24,6 @@ use crate::{
         process::{Bounds, Over, Pipe},
     },
     journal,
-    ui::Try as _,
     web::hold,
 };
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -63,6 +64,8 @@ const MORE: &str = "it says more than anybody reads";
 pub struct Given {
     /// Whose script it is, on a machine where we are root.
     pub user: Option<String>,
+    /// Reads the project, the datasets and what came home before: never more than the run's person may.
+    pub reader: Reader,
     /// Where datasets are here: `ucf101` below it.
     pub data: PathBuf,
     /// Where results go: a directory for each run below it.
@@ -243,22 +246,24 @@ impl<'a> Errand<'a> {
         })
     }
 
-    fn read_code(&self, spec: &Spec) -> Result<(Beneath, Tree)> {
-        // What cannot be listed now cannot be listed in a minute either.
-        let code = tree::code(self.host, &spec.project, &|line| (self.say)(line));
-        let (dir, tree) = code.context(Hopeless)?;
+    fn read_code(&self, spec: &Spec) -> Result<(FileSource, Tree)> {
+        // What cannot be listed now cannot be listed in a minute either; a child that was ended may be started again.
+        let code = self.given.reader.code(self.host, &spec.project, self.over(SENDING).as_ref());
+        let (source, tree, outline) = code.map_err(|e| if is_lost(&e) { e } else { e.context(Hopeless) })?;
+        outline.remarks(&spec.project).iter().for_each(|line| (self.say)(line));
         let script = Rel::try_from(spec.script.as_path()).map_err(|why| anyhow!(why))?;
-        ensure_among(&tree, &script, &spec.project)?;
+        let is_there = tree.0.iter().any(|entry| entry.path == script);
+        ensure_among(is_there, &script, &spec.project).context(Hopeless)?;
         self.note(provenance::code(&tree));
-        Ok((dir, tree))
+        Ok((source, tree))
     }
 
-    fn send_code(&self, spec: &Spec, wire: &mut Wire, (dir, tree): &(Beneath, Tree)) -> Result<()> {
+    fn send_code(&self, spec: &Spec, wire: &mut Wire, (source, tree): &(FileSource, Tree)) -> Result<()> {
         // What is rented is gone after the run, and what is here is not sent far.
         let keep =
             matches!(spec.source, Source::Ssh { .. }).then(|| project_key(&spec.project)).transpose()?;
         wire.tell(&Ask::Code { hash: tree.hash(), keep })?;
-        let sent = tree::send(wire, dir, tree, Squeeze::Yes)?;
+        let sent = tree::send(wire, source, tree, Squeeze::Yes)?;
         (self.say)(&match sent.files {
             0 => format!("the code is there: {} files", tree.0.len()),
             files => format!("sent {files} of {} files of code", tree.0.len()),
@@ -271,10 +276,12 @@ impl<'a> Errand<'a> {
         let Some(results) = Beneath::open(self.host, &self.given.results)? else { return Ok(()) };
         let of_run = Rel::new(&format!("{}/{}", spec.run, dir_of(Root::Out)))?;
         let Some(dir) = results.there(&of_run)? else { return Ok(()) };
-        let tree = tree::files(&dir, &mut Known::new())?;
+        let read = (&mut Known::new(), Odd::LeftOut);
+        let (source, tree, _) =
+            self.given.reader.files(self.host, dir.path(), read, self.over(SENDING).as_ref())?;
         if !tree.0.is_empty() {
             wire.tell(&Ask::Out { hash: tree.hash() })?;
-            let sent = tree::send(wire, &dir, &tree, Squeeze::No)?;
+            let sent = tree::send(wire, &source, &tree, Squeeze::No)?;
             (self.say)(&format!("{} files of an earlier machine are there to go on from", sent.files));
         }
         Ok(())
@@ -410,20 +417,10 @@ impl<'a> Errand<'a> {
 }
 
 /// By what a machine knows a project again: its name for people, and where it is here.
-fn project_key(project: &Path) -> Result<Rel> {
+pub fn project_key(project: &Path) -> Result<Rel> {
     let name = project.file_name().unwrap_or_default().to_string_lossy();
     let name: String = name.chars().filter(|c| c.is_ascii_alphanumeric()).take(40).collect();
     Rel::new(&format!("{name}-{}", first(&sha256(project.as_os_str().as_encoded_bytes()), 16)))
-}
-
-/// What is not sent cannot be started.
-fn ensure_among(tree: &Tree, script: &Rel, project: &Path) -> Result<()> {
-    if tree.0.iter().any(|entry| entry.path == *script) {
-        return Ok(());
-    }
-    Err(anyhow!("{script} is not among the code in {}", project.display()))
-        .context(Hopeless)
-        .or_try("if it is there, git ignores it: look at .gitignore")
 }
 
 impl Errand<'_> {

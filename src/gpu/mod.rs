@@ -6,6 +6,8 @@
 
 pub mod agent;
 pub mod beside;
+pub mod checkout;
+pub mod code;
 pub mod data;
 pub mod driver;
 pub mod errand;
@@ -22,6 +24,7 @@ pub mod provenance;
 pub mod provider;
 pub mod pull;
 pub mod pulse;
+pub mod reader;
 pub mod receipt;
 pub mod runner;
 pub mod runs;

@@ -2,13 +2,10 @@
 //! from it, and the hashes of code, environment and datasets. Whoever looks at a number a year later finds what made it.
 
 use super::tree::{Tree, What};
-use crate::{
-    hash::hex,
-    host::{Cmd, Host},
-};
+use crate::hash::hex;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 /// By name. Those that begin with `mlflow.` are MLflow's own, and it shows them as such.
 pub type Tags = BTreeMap<String, String>;
@@ -39,40 +36,6 @@ pub fn of_attempt(value: &str, attempt: u32) -> String {
     }
 }
 
-/// What git knows. A checkout's own settings may have git start programs, so it is its person who asks, and git itself
-/// refuses to look at somebody else's. What cannot be found out is not said.
-pub fn checkout(host: &Host, project: &Path, owner: &str) -> Tags {
-    let script = r#"git() { command git -c core.fsmonitor=false -c core.hooksPath=/dev/null -C "$at" "$@"; }
-at=$0; git rev-parse --verify HEAD || exit 1
-git diff --no-ext-diff --no-textconv --quiet HEAD --
-[ $? != 1 ] || git diff --no-ext-diff --no-textconv --binary HEAD -- | sha256sum"#;
-    let words = ["sh".to_owned(), "-c".into(), script.into(), project.display().to_string()];
-    let cmd = if owner == "root" {
-        Cmd::new("sh", words[1..].iter().cloned())
-    } else {
-        let person = ["-u".to_owned(), owner.into(), "--".into()];
-        Cmd::new("runuser", person.into_iter().chain(words))
-    };
-    match host.ask(&cmd.env("GIT_OPTIONAL_LOCKS", "0")) {
-        Ok(out) if out.ok() => told(&out.stdout),
-        _ => Tags::new(),
-    }
-}
-
-/// The commit, and the hash of what differs from it if anything does.
-fn told(said: &str) -> Tags {
-    let hex = |word: &str| word.len() >= 40 && word.bytes().all(|b| b.is_ascii_hexdigit());
-    let mut words = said.lines().map(|line| line.split_whitespace().next().unwrap_or_default());
-    let mut tags = Tags::new();
-    if let Some(commit) = words.next().filter(|word| hex(word)) {
-        tags.insert("mlflow.source.git.commit".into(), commit.into());
-        if let Some(diff) = words.next().filter(|word| hex(word)) {
-            tags.insert("echoes.dirty".into(), diff.into());
-        }
-    }
-    tags
-}
-
 /// What is sent as code, and what in it says which packages are needed.
 pub fn code(tree: &Tree) -> Tags {
     let mut hash = Sha256::new();
@@ -97,50 +60,13 @@ pub fn data(name: &str, tree: &Tree) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{gpu::tree::Entry, host::System, host::beneath::Rel};
-
-    #[test]
-    fn a_commit_is_told_and_what_differs_from_it() {
-        let (commit, diff) = ("a".repeat(40), "b".repeat(64));
-        let clean = told(&format!("{commit}\n"));
-        assert_eq!(clean, [("mlflow.source.git.commit".into(), commit.clone())].into());
-        let dirty = told(&format!("{commit}\n{diff}  -\n"));
-        assert_eq!((dirty.len(), dirty["echoes.dirty"].as_str()), (2, diff.as_str()));
-        assert_eq!(told("fatal: not a git repository\n"), Tags::new());
-    }
-
-    #[test]
-    fn a_real_checkout_says_what_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = dir.path().to_str().unwrap();
-        let host = Host::new("/", System);
-        let git = |words: &[&str]| {
-            let first = ["-C", at, "-c", "user.name=a", "-c", "user.email=a@b.c"];
-            host.run(&Cmd::new("git", first.iter().chain(words).copied())).unwrap()
-        };
-        git(&["init", "-q"]);
-        host.write(&dir.path().join("a.py"), 0o644, b"1\n").unwrap();
-        git(&["add", "."]);
-        git(&["commit", "-q", "-m", "first"]);
-        // As this process's own user: others are asked by way of runuser, which is root's.
-        let look = || checkout(&host, dir.path(), "root");
-        let commit = git(&["rev-parse", "HEAD"]).trim().to_owned();
-        assert_eq!(look(), [("mlflow.source.git.commit".into(), commit)].into());
-        host.write(&dir.path().join("a.py"), 0o644, b"2\n").unwrap();
-        let first = look();
-        assert_eq!(first["echoes.dirty"].len(), 64);
-        assert_eq!(look(), first);
-        host.write(&dir.path().join("a.py"), 0o644, b"3\n").unwrap();
-        assert_ne!(look()["echoes.dirty"], first["echoes.dirty"]);
-        let none = tempfile::tempdir().unwrap();
-        assert_eq!(checkout(&host, none.path(), "root"), Tags::new());
-    }
+    use crate::{gpu::tree::Entry, host::beneath::Rel};
 
     #[test]
     fn an_environment_is_the_same_whatever_became_of_the_code() {
         let file = |path: &str, hash: &str| Entry {
             path: Rel::new(path).unwrap(),
-            what: What::File { len: 1, exec: false, hash: hash.into() },
+            what: What::file(1, 0o644, hash.into()),
         };
         let of = |train: &str, lock: &str| code(&Tree(vec![file("train.py", train), file("uv.lock", lock)]));
         let (first, other) = (of("1", "1"), of("2", "1"));

@@ -2,11 +2,12 @@
 //! the results are. And the exit status that says the same to a script. Pure.
 
 use super::{
+    errand::project_key,
     final_status::{InMlflow, Told},
     job::Exit,
     left::Left,
     provider::Class,
-    spec::{RunId, Source},
+    spec::{RunId, Source, Spec},
     state::{Keep, Outcome, Phase, Pulled, Rental, State},
 };
 use crate::ui::{moment, table};
@@ -53,6 +54,9 @@ pub struct Receipt {
     pub kept: Option<Keep>,
     #[serde(skip)]
     is_paid: bool,
+    /// Paths of all that a machine of the team's keeps for the next run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stays: Vec<String>,
     /// What became of bringing that home, where somebody has tried.
     pub pulled: Option<Pulled>,
     /// Links to its runs in MLflow; none where there was no MLflow, or the run goes on.
@@ -79,6 +83,7 @@ impl Receipt {
             left: state.left.clone(),
             kept: state.kept.clone(),
             is_paid: state.spec.source == Source::Azure,
+            stays: stays(state),
             pulled: state.pulled.clone(),
             mlflow: None,
         }
@@ -109,6 +114,10 @@ impl Receipt {
         if !self.outlived.is_empty() {
             lines.push(format!("outlived it, and not ours to end: {}", self.outlived.join(", ")));
         }
+        if !self.stays.is_empty() {
+            let forget = format!("`echoes-appliance gpu forget --box {}`", self.source);
+            lines.push(format!("stays there for the next run, until {forget}: {}", self.stays.join(", ")));
+        }
         let home = self.results.display();
         lines.push(match (&self.left, &self.why_not_home) {
             (None, None) => format!("results: {home}"),
@@ -137,6 +146,18 @@ impl Receipt {
         }));
         lines.join("\n")
     }
+}
+
+/// On a machine that was never had there is nothing.
+fn stays(state: &State) -> Vec<String> {
+    let Spec { source, project, data, .. } = &state.spec;
+    let is_kept =
+        matches!(source, Source::Ssh { .. }) && state.rentals.iter().any(|rental| rental.came.is_some());
+    // A project always has a key.
+    let Some(key) = project_key(project).ok().filter(|_| is_kept) else { return Vec::new() };
+    let code = format!("~/.echoes-appliance/code/{key}");
+    let data = data.iter().map(|name| format!("~/.echoes-appliance/data/{name}"));
+    [code].into_iter().chain(data).chain(["its environment".to_owned()]).collect()
 }
 
 /// Lines for the first few: a person finds the rest beside them.

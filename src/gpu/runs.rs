@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     config::Config,
-    host::{Busy, Host},
+    host::{
+        Busy, Host,
+        beneath::{Beneath, OpenFile, Rel, Stamp},
+    },
     journal::{Damaged, Journal, or_mend},
     ui::Try as _,
 };
@@ -23,6 +26,11 @@ const SAYING: &str = "/run/echoes-appliance/runs";
 
 pub fn dir(run: &RunId) -> PathBuf {
     Path::new(DIR).join(run.as_str())
+}
+
+/// The code of a run of ours, as of `gpu doctor`.
+pub fn checkout(run: &RunId) -> PathBuf {
+    dir(run).join("checkout")
 }
 
 fn journal(run: &RunId) -> PathBuf {
@@ -88,9 +96,11 @@ pub fn results(config: &Config, run: &RunId) -> PathBuf {
     all_results(config).join(run.as_str())
 }
 
-/// What its script has written, as far as it has come home.
-pub fn log(config: &Config, run: &RunId) -> PathBuf {
-    results(config, run).join("log.txt")
+/// A file among a run's results, in the directory of all results: they are a person's, and whoever looks may be root, so no
+/// link in there is followed.
+pub fn open_result(host: &Host, all: &Path, run: &RunId, name: &str) -> Result<Option<(OpenFile, Stamp)>> {
+    let Some(dir) = Beneath::open(host, all)? else { return Ok(None) };
+    dir.read(&Rel::new(&format!("{run}/{name}"))?)
 }
 
 /// A run in our hands.

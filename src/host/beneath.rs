@@ -223,8 +223,8 @@ pub struct Found {
     pub path: Result<Rel, Unusable>,
     pub kind: Kind,
     pub stamp: Stamp,
-    /// Its owner may execute it.
-    pub exec: bool,
+    /// Permission bits alone, as in `0o644`.
+    pub mode: u32,
     /// Bytes that it takes on the disk; fewer than it is long where it has holes.
     pub allocated: u64,
     /// The device, where the same file has more names than this one.
@@ -404,9 +404,9 @@ impl Beneath {
         link().with_context(|| self.doing("linking", rel))
     }
 
-    pub fn set_exec(&self, rel: &Rel, exec: bool) -> Result<()> {
+    pub fn set_mode(&self, rel: &Rel, mode: u32) -> Result<()> {
         let (file, _) = self.read(rel)?.with_context(|| format!("{rel} went away"))?;
-        fchmod(&file, mode(exec)).with_context(|| self.doing("changing the mode of", rel))
+        fchmod(&file, Mode::from_bits_truncate(mode)).with_context(|| self.doing("changing the mode of", rel))
     }
 
     /// Everything below; an error when there is more than `most`.
@@ -584,11 +584,11 @@ impl Part {
     }
 
     /// It is whose it will be, and may be read.
-    pub fn finish(&self, exec: bool) -> Result<()> {
+    pub fn finish(&self, mode: u32) -> Result<()> {
         if let Some((uid, gid)) = self.owner {
             fchown(&self.file, Some(uid.into()), Some(gid.into()))?;
         }
-        Ok(fchmod(&self.file, mode(exec))?)
+        Ok(fchmod(&self.file, Mode::from_bits_truncate(mode))?)
     }
 
     /// It has its name.
@@ -599,8 +599,8 @@ impl Part {
         Ok(())
     }
 
-    pub fn keep(mut self, exec: bool, on_disk: OnDisk) -> Result<()> {
-        self.finish(exec)?;
+    pub fn keep(mut self, mode: u32, on_disk: OnDisk) -> Result<()> {
+        self.finish(mode)?;
         if on_disk == OnDisk::Now {
             self.sync()?;
         }
@@ -630,10 +630,6 @@ impl Drop for Part {
     }
 }
 
-fn mode(exec: bool) -> Mode {
-    Mode::from_bits_truncate(if exec { 0o755 } else { 0o644 })
-}
-
 fn is(stat: &FileStat, kind: SFlag) -> bool {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == kind
 }
@@ -652,7 +648,8 @@ fn found(dir: &OwnedFd, name: &[u8], path: Result<Rel, Unusable>) -> nix::Result
     };
     let shared = (kind == Kind::File && stat.st_nlink > 1).then_some(stat.st_dev);
     let allocated = u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512);
-    Ok(Found { path, kind, stamp: Stamp::of(&stat), exec: stat.st_mode & 0o100 != 0, allocated, shared })
+    let mode = stat.st_mode & 0o7777;
+    Ok(Found { path, kind, stamp: Stamp::of(&stat), mode, allocated, shared })
 }
 
 /// Sorted. Never `.` and `..`.
@@ -687,8 +684,7 @@ fn walk_in(
             Err(e) => {
                 let path = Err(Unusable { name: spelled(), why: e.to_string() });
                 let stamp = Stamp { len: 0, nanos: 0, inode: 0 };
-                let nothing =
-                    Found { path, kind: Kind::Other, stamp, exec: false, allocated: 0, shared: None };
+                let nothing = Found { path, kind: Kind::Other, stamp, mode: 0, allocated: 0, shared: None };
                 each(nothing)?;
                 continue;
             }
@@ -905,7 +901,7 @@ mod tests {
         // A link in the place of a file is replaced, not followed.
         let mut part = beneath.write(&rel("file")).unwrap();
         part.write_all(b"ours").unwrap();
-        part.keep(false, OnDisk::Now).unwrap();
+        part.keep(0o644, OnDisk::Now).unwrap();
         assert_eq!(fs::read(dir.path().join("ours/file")).unwrap(), b"ours");
         assert_eq!(beneath.prune(&HashSet::new()).unwrap(), 2);
         assert_eq!(fs::read(dir.path().join("else/secret")).unwrap(), b"secret");
@@ -930,7 +926,7 @@ mod tests {
         part.write_all(b"x").unwrap();
         fs::rename(dir.path().join("ours/d/e"), dir.path().join("ours/moved")).unwrap();
         symlink("../../else", dir.path().join("ours/d/e")).unwrap();
-        part.keep(false, OnDisk::Now).unwrap();
+        part.keep(0o644, OnDisk::Now).unwrap();
         assert_eq!(fs::read(dir.path().join("ours/moved/f")).unwrap(), b"x");
         assert_eq!(fs::read_dir(dir.path().join("else")).unwrap().count(), 1);
     }

@@ -1,7 +1,7 @@
 //! Processes that are more than a question and an answer: one that is spoken with, one that is listened to while it
 //! works, one that goes on without us, and the one that we become.
 
-use super::{Cmd, Host, code, piped};
+use super::{Cmd, Host, code, person::Person, piped};
 use anyhow::{Context as _, Result};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
@@ -158,15 +158,20 @@ impl Host {
         anyhow::Error::new(error).context(format!("starting {}", cmd.program))
     }
 
-    /// Be that program from now on, where we are and with the environment that we have, but for what the command sets and
-    /// what is named. Returns only when that cannot be.
-    pub fn go_on_as(&self, cmd: &Cmd, without: &[&str]) -> anyhow::Error {
-        let mut command = Command::new(&cmd.program);
-        for name in without {
-            command.env_remove(name);
-        }
-        let error = command.args(&cmd.args).envs(cmd.env.iter().map(|(k, v)| (k, v))).exec();
-        anyhow::Error::new(error).context(format!("starting {}", cmd.program))
+    /// Be this same program from now on, with these words, as that person: in their environment alone, but for what is named
+    /// of ours. Comes back only when that cannot be, and then with why.
+    pub fn begin_anew(&self, person: &Person, words: Vec<String>, kept: &[&str]) -> Result<anyhow::Error> {
+        person.become_them()?;
+        let kept = kept.iter().filter_map(|name| Some((*name, std::env::var_os(name)?)));
+        let error = Command::new("/proc/self/exe")
+            .args(words)
+            .env_clear()
+            .env("LC_ALL", "C.UTF-8")
+            .envs(kept)
+            .envs(person.environment())
+            .env("SHELL", person.shell())
+            .exec();
+        Ok(anyhow::Error::new(error).context(format!("going on as {}", person.name)))
     }
 
     /// To be written on at its end; made if need be, for its owner alone.

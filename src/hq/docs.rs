@@ -10,7 +10,7 @@ use crate::{
     host::{Cmd, Host, Kind},
     ui::{Step, Try as _},
 };
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -130,7 +130,11 @@ impl Site {
             .with_context(|| format!("building {}", source.display()))
             .or_try("mend what MkDocs names; every user must be able to read the source")?;
         const BUILT: &str = "/var/lib/private/echoes-docs-build";
-        host.run(&Cmd::new("cp", ["-r", "--no-preserve=all", &format!("{BUILT}/site/."), &to]))?;
+        let site = Path::new(BUILT).join("site");
+        // A plugin may have put a link there, which cp would follow; links in there it copies as they are.
+        let is_dir = host.meta(&site)?.is_some_and(|meta| meta.kind == Kind::Dir);
+        ensure!(is_dir, "building {}: what was built is no directory", source.display());
+        host.run(&Cmd::new("cp", ["-r", "--no-preserve=all", &format!("{}/.", site.display()), &to]))?;
         host.remove_tree(Path::new(BUILT))?;
         host.remove(Path::new("/var/lib/echoes-docs-build"))?;
         host.remove_tree(&self.to)?;

@@ -571,7 +571,7 @@ fn build(
             copied.found.keys().cloned().zip(counts.lines().map(|n| n.parse().unwrap_or(u64::MAX))).collect();
         ensure!(counts == copied.found, "the store holds {:?}, the database {counts:?}", copied.found);
         let (owner, db) = (format!("{uid}:{gid}"), db.display().to_string());
-        host.run(&Cmd::new("chown", [&owner, &db]))?;
+        host.run(&Cmd::new("chown", ["-h", &owner, &db]))?;
         host.run(&Cmd::new("chmod", ["640", &db]))?;
     }
     let Copied { found: counts, files, elsewhere, notes } = copied;

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     config::{Config, Signer},
-    host::{Cmd, Host},
+    host::{
+        Cmd, Host,
+        beneath::{Beneath, OnDisk, Rel},
+    },
     patience::Patience,
     tls::{
         self,
@@ -31,6 +34,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
+    io::Write as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -450,9 +454,14 @@ fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
     ensure!(scene.host.exists(&runs)?, "there is no {}: is the data disk there?", runs.display());
     let dir = runs.join(&name);
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
-    let file = dir.join(format!("events.out.tfevents.{now}.echoes"));
-    scene.host.make_dir(&dir)?;
-    let outcome = scene.host.write(&file, 0o644, &scalar::event_file(now, "probe", 0.25)).and_then(|()| {
+    // Members write here, too: no link of theirs is followed.
+    let write = || -> Result<()> {
+        let own = Beneath::make(scene.host, &runs)?.inside(&Rel::new(&name)?, None)?;
+        let mut file = own.write(&Rel::new(&format!("events.out.tfevents.{now}.echoes"))?)?;
+        file.write_all(&scalar::event_file(now, "probe", 0.25))?;
+        file.keep(0o644, OnDisk::Now)
+    };
+    let outcome = write().and_then(|()| {
         // TensorBoard looks every five seconds, and reads all it has before it says so.
         Patience::seconds(60).until(|| {
             let tags = scene.json("GET", service, "/data/plugin/scalars/tags", None)?;

@@ -15,4 +15,5 @@ mod hostile;
 mod local;
 mod mlflow;
 mod ordinary;
+mod persons;
 mod troubles;

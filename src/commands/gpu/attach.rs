@@ -16,12 +16,16 @@ use crate::{
         spec::RunId,
         state::{Event, Outcome, Phase, Pulled, State},
     },
-    host::Host,
+    host::{
+        Host,
+        beneath::{OpenFile, Stamp},
+    },
     ui::{Step, Ui},
     web::block_on,
 };
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use std::{
+    io::{Read as _, Seek as _, SeekFrom},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -91,7 +95,7 @@ pub fn follow(
     json: bool,
     ui: &Ui,
 ) -> Result<u8> {
-    let log = Tail::new(runs::log(config, run));
+    let log = Tail::new(config, run);
     let (log, told) = match of {
         Of::Run => (log, 0),
         Of::Pull => {
@@ -299,28 +303,67 @@ impl Watch<'_> {
     }
 }
 
-/// A file that grows.
+/// The output of a script, as far as it has come home: a file that grows.
 pub struct Tail {
-    path: PathBuf,
+    /// All results.
+    results: PathBuf,
+    run: RunId,
     from: u64,
     harmless: Harmless,
 }
 
 impl Tail {
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, from: 0, harmless: Harmless::default() }
+    pub fn new(config: &Config, run: &RunId) -> Self {
+        let (results, harmless) = (runs::all_results(config), Harmless::default());
+        Self { results, run: run.clone(), from: 0, harmless }
+    }
+
+    fn open(&self, host: &Host) -> Result<Option<(OpenFile, Stamp)>> {
+        runs::open_result(host, &self.results, &self.run, "log.txt")
     }
 
     /// Only what comes from now on.
     pub fn at_its_end(self, host: &Host) -> Result<Self> {
-        let from = host.meta(&self.path)?.map_or(0, |meta| meta.len);
+        let from = self.open(host)?.map_or(0, |(_, stamp)| stamp.len);
         Ok(Self { from, ..self })
     }
 
     /// What has come since, fit for a terminal; none when nothing has.
     pub fn more(&mut self, host: &Host) -> Result<Option<String>> {
-        let bytes = host.read_part(&self.path, self.from, PIECE)?.unwrap_or_default();
+        let Some((mut file, _)) = self.open(host)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(self.from))?;
+        file.take(PIECE).read_to_end(&mut bytes).context("reading log.txt")?;
         self.from += bytes.len() as u64;
         Ok((!bytes.is_empty()).then(|| self.harmless.push(&bytes)))
+    }
+}
+
+#[cfg(test)]
+// Tests look at files and processes directly.
+#[allow(clippy::disallowed_methods)]
+mod tests {
+    use super::*;
+    use crate::host::System;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn what_a_log_leads_to_is_shown_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let config = Config::default();
+        let run = RunId::try_from("r1".to_owned()).unwrap();
+        let mut tail = Tail { results: dir.path().into(), ..Tail::new(&config, &run) };
+        let log = dir.path().join("r1/log.txt");
+        host.write(&log, 0o644, b"one\n").unwrap();
+        assert_eq!(tail.more(&host).unwrap().as_deref(), Some("one\n"));
+        host.write(&dir.path().join("secret"), 0o600, b"one\nsecret\n").unwrap();
+        host.remove(&log).unwrap();
+        symlink(dir.path().join("secret"), &log).unwrap();
+        assert_eq!(tail.more(&host).unwrap(), None);
+        host.remove_tree(&dir.path().join("r1")).unwrap();
+        host.write(&dir.path().join("theirs/log.txt"), 0o600, b"one\nsecret\n").unwrap();
+        symlink(dir.path().join("theirs"), dir.path().join("r1")).unwrap();
+        assert_eq!(tail.more(&host).unwrap(), None);
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     ui::{self, Code, Ui},
 };
 use anyhow::Result;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io::Read as _, path::Path, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 
 const SCRIPT: &str = include_str!("../../../assets/doctor.sh");
@@ -45,7 +45,7 @@ pub fn run(wanted: Wanted, settings: &Settings, ui: &Ui) -> Result<Result<Vec<An
     let run = RunId::of(script, OffsetDateTime::now_utc(), u16::from_le_bytes(random));
     let wish = wish(wanted.wish, &source);
     // In the run's own directory: who ends the watching leaves it to the driver, which may not have sent it yet.
-    let checkout = runs::dir(&run).join("checkout");
+    let checkout = runs::checkout(&run);
     host.write(&checkout.join(script), 0o755, SCRIPT.as_bytes())?;
     let args =
         gpu_run::Args::plain(checkout.join(script), source, wish, run.clone(), (wanted.yes, wanted.json));
@@ -109,7 +109,11 @@ fn answers(host: &Host, config: &Config, state: &State) -> Result<Vec<Answer>> {
     let ended = state.outcome.as_ref().map_or_else(|| "it did not end".into(), told);
     all.push(answer("live.script", state.outcome == Some(Outcome::Exit(Exit::Code(0))), ended));
     let at = runs::results(config, run).join("out/answer.txt");
-    let home = host.read_text(&at)?.is_some_and(|text| text.trim_end() == run.as_str());
+    let mut text = String::new();
+    if let Some((file, _)) = runs::open_result(host, &runs::all_results(config), run, "out/answer.txt")? {
+        file.take(1 << 10).read_to_string(&mut text)?;
+    }
+    let home = text.trim_end() == run.as_str();
     all.push(match &state.unfetched {
         Some(why) => answer("live.home", false, why.clone()),
         None if home => answer("live.home", true, "what came home is what was sent".into()),

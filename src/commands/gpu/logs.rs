@@ -3,7 +3,7 @@
 use super::{attach::Tail, known};
 use crate::{
     commands::{config::Settings, need_root, this_machine},
-    gpu::{runs, spec::RunId, state::Phase},
+    gpu::{spec::RunId, state::Phase},
     ui::Ui,
 };
 use anyhow::Result;
@@ -24,7 +24,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = this_machine();
     need_root(&host)?;
     let config = settings.read(&host)?;
-    let mut log = Tail::new(runs::log(&config, &args.run));
+    let mut log = Tail::new(&config, &args.run);
     loop {
         // Asked before the log is read: what is written before the end is shown.
         let state = known(&host, &args.run)?;

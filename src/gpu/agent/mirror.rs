@@ -92,7 +92,7 @@ pub fn copy(host: &Host, from: &Path, (dir, mark): (&Path, &Path), hash: &str) -
     let there = from.walk(usize::MAX)?;
     into.prune(&there.iter().filter_map(|found| found.path.as_ref().ok()).collect())?;
     let mut tree = Tree::default();
-    for Found { path, kind, exec, .. } in there {
+    for Found { path, kind, mode, .. } in there {
         let path = path.map_err(|unusable| anyhow!("{unusable}"))?;
         let doing = || format!("copying {path}");
         let what = match kind {
@@ -100,8 +100,9 @@ pub fn copy(host: &Host, from: &Path, (dir, mark): (&Path, &Path), hash: &str) -
                 let (mut file, _) = from.read(&path)?.with_context(|| format!("{path} went away"))?;
                 let mut part = into.write(&path)?;
                 let (hash, len) = tree::digest(&mut Tee(&mut file, &mut part)).with_context(doing)?;
-                part.keep(exec, OnDisk::Later)?;
-                What::File { len, exec, hash }
+                let what = What::file(len, mode, hash);
+                part.keep(what.mode(), OnDisk::Later)?;
+                what
             }
             Kind::Link(to) => {
                 let to = to.as_os_str().as_bytes();
@@ -136,7 +137,7 @@ fn lacking(into: &Beneath, there: &[Found], tree: &Tree) -> Result<Vec<usize>> {
         there.iter().filter_map(|found| Some((found.path.as_ref().ok()?, found))).collect();
     let mut lacks = Vec::new();
     for (index, entry) in tree.0.iter().enumerate() {
-        let What::File { len, exec, hash } = &entry.what else { continue };
+        let What::File { len, hash, .. } = &entry.what else { continue };
         let same = match there.get(&entry.path) {
             Some(found) if found.kind == Kind::File && found.stamp.len == *len => {
                 into.read(&entry.path)?.map(|(mut file, _)| tree::digest(&mut file)).transpose()?
@@ -145,8 +146,8 @@ fn lacking(into: &Beneath, there: &[Found], tree: &Tree) -> Result<Vec<usize>> {
         };
         if same.is_none_or(|(seen, _)| seen != *hash) {
             lacks.push(index);
-        } else if there.get(&entry.path).is_some_and(|found| found.exec != *exec) {
-            into.set_exec(&entry.path, *exec)?;
+        } else if there.get(&entry.path).is_some_and(|found| found.mode != entry.what.mode()) {
+            into.set_mode(&entry.path, entry.what.mode())?;
         }
     }
     Ok(lacks)
@@ -157,7 +158,7 @@ fn contents(into: &Beneath, tree: &Tree, lacks: &[usize], from: &mut impl Read) 
     let mut all = 0;
     for index in lacks {
         let entry = &tree.0[*index];
-        let What::File { len, exec, hash } = &entry.what else { continue };
+        let What::File { len, hash, .. } = &entry.what else { continue };
         let doing = || format!("receiving {}", entry.path);
         let mut part = into.write(&entry.path)?;
         let (mut left, mut seen) = (*len, Sha256::new());
@@ -170,7 +171,7 @@ fn contents(into: &Beneath, tree: &Tree, lacks: &[usize], from: &mut impl Read) 
             left -= n as u64;
         }
         ensure!(hex(&seen.finalize()) == *hash, "{} came as something else", entry.path);
-        part.keep(*exec, OnDisk::Later)?;
+        part.keep(entry.what.mode(), OnDisk::Later)?;
         all += len;
     }
     Ok(all)

@@ -21,34 +21,41 @@ use super::{
     wire::Wire,
 };
 use crate::host::{
-    Busy, Cmd, Host,
+    Busy, Host, Kind, Meta,
     beneath::{Beneath, OnDisk, Rel},
     mounts,
+    person::Person,
 };
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+use nix::unistd::geteuid;
 use site::{Ask, Look, Making, Site, Standing, read, write};
 use std::{
-    ffi::CString,
     path::Path,
     sync::mpsc::{RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
-/// As systemd gives it to whatever it starts.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// What a login tells of where its person keeps things: another's, where sudo has handed it on.
-const ANOTHERS: [&str; 6] =
-    ["XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "MAIL"];
+/// Variables that a person's agent and script keep from whoever starts them: how the network is reached, and where the GPU's
+/// programs are. All else in that environment is somebody else's.
+pub const HANDED_ON: [&str; 11] = [
+    "LANG",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+];
 
 /// The run's directory is there, and everything below it is this user's, whose process this is from now on: where root
 /// becomes one, it begins anew with the same verb, in that person's own environment.
 pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Result<()> {
-    let user = user.filter(|_| geteuid().is_root()).map(|name| -> Result<User> {
-        User::from_name(name)?.with_context(|| format!("there is no user {name} on this machine"))
-    });
-    let user = user.transpose()?;
+    let user = user.filter(|_| geteuid().is_root()).map(Person::named).transpose()?;
+    let user = user.filter(|user| !user.is_us());
     let fresh = !host.exists(&site.dir())?;
     host.make_dir(&site.dir())?;
     for name in Site::SHARED {
@@ -57,9 +64,9 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Resul
         host.make_dir(&dir)?;
         if let Some(user) = &user {
             match theirs {
-                None => host.give_to(&dir, user.uid.as_raw(), user.gid.as_raw())?,
+                None => host.give_to(&dir, user.uid, user.gid)?,
                 Some(uid) => ensure!(
-                    uid == user.uid.as_raw(),
+                    uid == user.uid,
                     "{} belongs to user {uid} and not to {}: each user needs an agent's home of their own",
                     dir.display(),
                     user.name
@@ -70,31 +77,30 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Resul
     if fresh {
         host.shut(&site.dir())?;
         if let Some(user) = &user {
-            host.give_to(&site.dir(), user.uid.as_raw(), user.gid.as_raw())?;
+            host.give_to(&site.dir(), user.uid, user.gid)?;
         }
     }
     if let Some(user) = user {
-        // With the user's other groups: the GPU's device may be for one of them.
-        let name = CString::new(user.name.clone())?;
-        initgroups(&name, user.gid).context("taking the user's groups")?;
-        setgid(user.gid).context("taking the user's group")?;
-        setuid(user.uid).with_context(|| format!("becoming {}", user.name))?;
         // uv looks for its interpreters in $HOME, and would not find root's.
-        return Err(host.go_on_as(&anew(site, &user, verb), &ANOTHERS));
+        return Err(host.begin_anew(&user, site.words(verb), &HANDED_ON)?);
     }
+    shut_shared(host, site)?;
     host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;
     Ok(())
 }
 
-/// Pure.
-fn anew(site: &Site, user: &User, verb: &str) -> Cmd {
-    let shell = user.shell.to_string_lossy();
-    Cmd::new("/proc/self/exe", site.words(verb))
-        .env("HOME", &user.dir.to_string_lossy())
-        .env("USER", &user.name)
-        .env("LOGNAME", &user.name)
-        .env("SHELL", if shell.is_empty() { "/bin/sh" } else { &shell })
-        .env("PATH", PATH)
+/// Shuts to all others the directories that runs share: code and data that are kept may be as secret as where they come from.
+/// A directory that somebody has put elsewhere by a link is theirs to shut.
+fn shut_shared(host: &Host, site: &Site) -> Result<()> {
+    for name in Site::SHARED {
+        let dir = site.shared(name);
+        let is_open =
+            |meta: &Meta| meta.kind == Kind::Dir && meta.mode & 0o077 != 0 && meta.uid == geteuid().as_raw();
+        if host.meta(&dir)?.is_some_and(|meta| is_open(&meta)) {
+            host.shut(&dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// Answer until the other side has no more questions.

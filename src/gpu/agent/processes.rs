@@ -169,10 +169,13 @@ fn find(host: &Host, site: &Site, owner: Option<u32>, by: By<'_>, remembered: &[
         let is_owners = owner == Some(process.uid);
         let is_known = remembered.iter().any(same);
         let is_marked = is_marked(host, site, process.pid);
+        // Root's, as of what a script has started by sudo. Any other's may have our marks, and stand in a directory that is
+        // called as ours is: by that it would hold us up for as long as its person likes.
+        let is_roots = process.uid == 0 && is_marked;
         let is_inside = matches!(by, By::Files)
-            && (is_owners && !process.has_terminal || is_marked)
+            && (is_owners && !process.has_terminal || is_roots)
             && is_inside(host, &site.dir(), process.pid);
-        let is_ours = is_owners && (is_marked || is_known || is_inside) || is_marked && is_inside;
+        let is_ours = is_owners && (is_marked || is_known || is_inside) || is_roots && is_inside;
         if (is_ours || is_marked || is_known) && !is_agent(host, process.pid) {
             let of = if is_ours { &mut found.left } else { &mut found.outlived };
             of.push(process.clone());
@@ -231,7 +234,7 @@ fn is_agent(host: &Host, pid: i32) -> bool {
     let program = |pid: i32| host.meta(&place(pid, "exe")).ok().flatten().map(|meta| meta.kind);
     let line = command_line(host, pid);
     let verb = line.get(1).filter(|word| *word == "agent").and(line.get(2)).map_or("", String::as_str);
-    matches!(verb, "attend" | "start" | "watch" | "leave")
+    matches!(verb, "attend" | "start" | "standing" | "watch" | "leave")
         && program(pid).is_some_and(|kind| Some(kind) == program(std::process::id().cast_signed()))
 }
 

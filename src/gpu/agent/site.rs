@@ -5,12 +5,15 @@ use crate::{
     gpu::{job::Exit, spec::RunId},
     host::{
         Host,
-        beneath::{Rel, Spelling, Stamp},
+        beneath::{Beneath, Rel, Spelling, Stamp},
     },
 };
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::path::{Component, Path, PathBuf};
+use std::{
+    io::Read as _,
+    path::{Component, Path, PathBuf},
+};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
@@ -119,10 +122,20 @@ impl Site {
     }
 }
 
-/// A value in a file, if there is one.
+/// The longest value: an order has a command line in it, and secrets.
+const LONGEST: u64 = 64 << 20;
+
+/// A value in a file, if there is one. Whoever has the run's directory may be another than who reads, who may be root: no
+/// link is followed in there, and nothing but a file is read.
 pub fn read<T: DeserializeOwned>(host: &Host, path: &Path) -> Result<Option<T>> {
-    let Some(bytes) = host.read(path)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading {}", path.display()))
+    let doing = || format!("reading {}", path.display());
+    let (dir, name) = path.parent().zip(path.file_name()).with_context(doing)?;
+    let Some(dir) = Beneath::open(host, dir)? else { return Ok(None) };
+    let name = Rel::try_from(Path::new(name)).map_err(|why| anyhow!(why))?;
+    let Some((file, _)) = dir.read(&name)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).with_context(doing)?;
+    serde_json::from_slice(&bytes).map(Some).with_context(doing)
 }
 
 /// On the disk when this returns, and nobody else's to read.

@@ -11,6 +11,7 @@ use crate::{
 };
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::unistd::{User, geteuid};
+use serde::{Deserialize, Serialize};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -54,28 +55,57 @@ pub fn standing(host: &Host, site: &Site) -> Result<Standing> {
     }
 }
 
+/// State of a run's keeper, to be known before a script is started, and after.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KeeperState {
+    standing: Standing,
+    /// Its grace; none: there is nothing to run.
+    grace: Option<u64>,
+}
+
+impl KeeperState {
+    pub fn look(host: &Host, site: &Site) -> Result<Self> {
+        let grace = read::<Order>(host, &site.order())?.map(|order| order.grace);
+        Ok(Self { standing: standing(host, site)?, grace })
+    }
+
+    /// By somebody who has become the user: a run's directory is its user's, whose links root does not follow.
+    fn ask(host: &Host, site: &Site, user: &str) -> Result<Self> {
+        let words = site.words("standing").into_iter().chain(["--as".to_owned(), user.to_owned()]);
+        let said = host.run(&Cmd::new("/proc/self/exe", words))?;
+        serde_json::from_str(&said).with_context(|| format!("hearing of {user}'s run how it stands"))
+    }
+}
+
+/// Whether a keeper is a unit of the machine's, which root alone can make.
+pub fn makes_unit(host: &Host) -> Result<bool> {
+    Ok(geteuid().is_root() && host.exists(Path::new(SYSTEMD))?)
+}
+
 /// The keeper is at work, or has done it, when this returns. Started twice, it starts once. `user` is whom the script
-/// runs as; we are root then.
+/// runs as, where we are root and make a unit for it; else we are that user.
 pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
+    let look =
+        || user.map_or_else(|| KeeperState::look(host, site), |user| KeeperState::ask(host, site, user));
     let is_done =
-        || -> Result<bool> { Ok(!matches!(standing(host, site)?, Standing::Waiting | Standing::Unwatched)) };
+        || -> Result<bool> { Ok(!matches!(look()?.standing, Standing::Waiting | Standing::Unwatched)) };
     if is_done()? {
         return Ok(());
     }
-    let booted = host.exists(Path::new(SYSTEMD))?;
     let program = || host.run(&Cmd::new("readlink", [format!("/proc/{}/exe", std::process::id())]));
-    if booted && geteuid().is_root() {
+    let makes_unit = makes_unit(host)?;
+    if makes_unit {
         let program = program()?;
         // Where it cannot be read, a machine has no number of its own.
         let machine = host.read_text(Path::new(MACHINE)).ok().flatten();
-        let order: Order = read(host, &site.order())?.context("there is nothing to run")?;
-        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim), order.grace)?;
+        let grace = look()?.grace.context("there is nothing to run")?;
+        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim), grace)?;
         host.write(&unit_file(site), 0o644, text.as_bytes())?;
         host.run(&Cmd::new("systemctl", ["daemon-reload"]))?;
         host.run(&Cmd::new("systemctl", ["enable", "--now", "--quiet", &unit(site)]))?;
     } else {
-        let mut words = site.words("watch");
-        words.extend(user.into_iter().flat_map(|user| ["--as".to_owned(), user.to_owned()]));
+        let words = site.words("watch");
+        let booted = host.exists(Path::new(SYSTEMD))?;
         let cmd = if booted && ends_at_logout(host) && lingers(host, site)? {
             scope(program()?.trim(), words)
         } else {
@@ -89,8 +119,10 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
     };
     let patience = Patience { at_most: Duration::from_secs(15), between: Duration::from_millis(20) };
     if patience.until(started).is_err() {
-        let said = host.read_text(&site.complaints())?.unwrap_or_default();
-        bail!("the agent does not start: {}", if said.is_empty() { "it says nothing" } else { said.trim() });
+        // A unit complains to the journal.
+        let said = if makes_unit { None } else { host.read_text(&site.complaints())? };
+        let said = said.filter(|said| !said.is_empty()).unwrap_or_else(|| "it says nothing".into());
+        bail!("the agent does not start: {}", said.trim());
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! or a login that is closed, has ended no script: that has no exit status of its own.
 
 use super::{
+    HANDED_ON,
     book::Writer,
     environment::{self, Kind, Made},
     notice,
@@ -349,12 +350,7 @@ fn command(
     let code = site.code();
     let modules = format!("{}:{}", code.display(), code.join("src").display());
     cmd = cmd.env("PATH", &path).env("HOME", &home.to_string_lossy()).env("PYTHONUNBUFFERED", "1");
-    for name in ["LANG", "TZ", "USER", "LOGNAME", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES"] {
-        if let Some(value) = inherited(name) {
-            cmd = cmd.env(name, &value);
-        }
-    }
-    for name in ["http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"] {
+    for name in HANDED_ON.iter().chain(&["USER", "LOGNAME"]) {
         if let Some(value) = inherited(name) {
             cmd = cmd.env(name, &value);
         }

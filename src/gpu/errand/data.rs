@@ -8,6 +8,7 @@ use crate::{
         job::Hopeless,
         provenance,
         provider::Machine,
+        reader::{FileSource, Odd},
         spec::Spec,
         target::Target,
         tree::{self, Known, Outline, Squeeze, Tree},
@@ -44,14 +45,14 @@ impl Errand<'_> {
     }
 
     fn send_copy(&self, spec: &Spec, machine: &Machine, name: &str, go: &dyn Fn() -> bool) -> Result<()> {
-        let (rel, (dir, tree)) = (Rel::new(name)?, self.read_data(name)?);
+        let (rel, (source, tree)) = (Rel::new(name)?, self.read_data(name)?);
         (self.say)(&format!("{name}: {} files, {} MiB", tree.0.len(), tree.bytes() >> 20));
         if !go() {
             return Ok(());
         }
         let sent = self.hold(spec, machine, SENDING, |wire| {
             wire.tell(&Ask::Data { name: rel, hash: tree.hash() })?;
-            tree::send(wire, &dir, &tree, Squeeze::No)
+            tree::send(wire, &source, &tree, Squeeze::No)
         });
         let sent = sent.with_context(|| format!("sending the dataset {name}"))?;
         (self.say)(&format!("{name} is there; {} files were sent", sent.files));
@@ -113,16 +114,16 @@ impl Errand<'_> {
     }
 
     /// All of a dataset, as it is here.
-    fn read_data(&self, name: &str) -> Result<(Beneath, Tree)> {
-        let dir = self.dataset(name)?;
-        let mut known = self.known(name)?;
+    fn read_data(&self, name: &str) -> Result<(FileSource, Tree)> {
+        let (at, mut known) = (self.given.data.join(name), self.known(name)?);
         let before = known.clone();
-        let tree = tree::files(&dir, &mut known)?;
+        let read = (&mut known, Odd::Refused);
+        let (source, tree, _) = self.given.reader.files(self.host, &at, read, self.over(SENDING).as_ref())?;
         if known != before {
             self.remember(name, &known)?;
         }
         self.note([provenance::data(name, &tree)]);
-        Ok((dir, tree))
+        Ok((source, tree))
     }
 
     /// What is not sent is read for MLflow alone, where there is one; the script needs it without that, too.
@@ -136,17 +137,21 @@ impl Errand<'_> {
 
     /// What was read of this dataset before: to read it through for each run would take as long as to send it.
     fn known(&self, name: &str) -> Result<Known> {
-        let bytes = self.host.read_at_most(&self.hashes(name), HASHES)?.unwrap_or_default();
+        let bytes = self.host.read_at_most(&self.hashes(name)?, HASHES)?.unwrap_or_default();
         // One that cannot be read is made anew.
         let known: Vec<_> = serde_json::from_slice(&bytes).unwrap_or_default();
         Ok(known.into_iter().collect())
     }
 
     fn remember(&self, name: &str, known: &Known) -> Result<()> {
-        self.host.write(&self.hashes(name), 0o600, &serde_json::to_vec(&known.iter().collect::<Vec<_>>())?)
+        self.host.write(&self.hashes(name)?, 0o600, &serde_json::to_vec(&known.iter().collect::<Vec<_>>())?)
     }
 
-    fn hashes(&self, name: &str) -> PathBuf {
-        self.given.memory.join("hashes").join(format!("{name}.json"))
+    /// File of the hashes that each person has read: another's are not believed.
+    fn hashes(&self, name: &str) -> Result<PathBuf> {
+        let hashes = self.given.memory.join("hashes");
+        let person = self.given.reader.person()?;
+        let hashes = if person.is_us() { hashes } else { hashes.join(format!("of-{}", person.uid)) };
+        Ok(hashes.join(format!("{name}.json")))
     }
 }

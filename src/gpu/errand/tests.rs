@@ -140,6 +140,7 @@ impl World {
         let say = move |line: &str| said.lock().unwrap().push(line.to_owned());
         let given = Given {
             user: self.user.clone(),
+            reader: Reader::new(crate::host::person::Person::ourselves()),
             data: self.at("data"),
             results: self.at("results"),
             owner: self.owner,
@@ -183,7 +184,7 @@ impl World {
     /// MLflow hears which dataset it was, however that got there.
     fn told_of_data(&self) {
         let dir = Beneath::open(&self.host, &self.at("data/ucf")).unwrap().unwrap();
-        let hash = tree::files(&dir, &mut Known::new()).unwrap().hash();
+        let hash = tree::read(&dir, dir.walk(9).unwrap(), &mut Known::new()).unwrap().hash();
         let order = read::<Order>(&self.host, &self.site().order()).unwrap().unwrap();
         let tags = order.env.iter().find(|(name, _)| name == "MLFLOW_RUN_CONTEXT").unwrap();
         assert_eq!(serde_json::from_str::<Tags>(&tags.1).unwrap()["echoes.data.ucf"], hash);

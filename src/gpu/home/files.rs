@@ -498,7 +498,7 @@ impl Batch {
         let Coming { home, stamp, mut part, seen, .. } = coming;
         // A hole at its end.
         part.set_len(stamp.len)?;
-        part.finish(false)?;
+        part.finish(0o644)?;
         self.bytes += take.data();
         let named = Named { root: take.root, home, stamp, bytes: take.data(), hash: hex(&seen.finalize()) };
         self.came.push((part, named));

@@ -134,6 +134,22 @@ chmod -R u+rwX -- "$home/kept/$run" 2> /dev/null
 rm -rf -- "$home/kept/$run"
 "#;
 
+/// Removes what is kept for the next run, after `GUARD`, which is given no run's name but a word in its place. Says what stays: a run's directory, which keeps all
+/// of it, or what could not be removed.
+const FORGET_BOX: &str = r#"
+in_use=
+for dir in "$home"/runs/* "$home"/kept/*; do
+    if [ -e "$dir" ] || [ -L "$dir" ]; then echo "$dir"; in_use=yes; fi
+done
+[ -z "$in_use" ] || exit 0
+for name in code data envs cache bin lingering; do
+    [ -L "$home/$name" ] || chmod -R u+rwX -- "$home/$name" 2> /dev/null
+    rm -rf -- "$home/$name"
+    if [ -e "$home/$name" ]; then echo "$home/$name"; fi
+done
+rmdir -- "$home/runs" "$home/kept" "$home" 2> /dev/null || true
+"#;
+
 /// How to get to it: with the settings' key, or root's own.
 pub fn reach(gpu: &config::Gpu, user: &str, host: &str, port: u16) -> Ssh {
     Ssh {
@@ -211,6 +227,14 @@ impl<'a> Owned<'a> {
         let said = self.change(KEEP, run, home, &[])?;
         let place = said.lines().next().map(printable).filter(|place| !place.is_empty());
         Ok(place.map(|place| format!("{}:{place}", self.ssh.host)))
+    }
+
+    /// Remove what is kept there for the next run. What stays, and why: a run's directory, or what could not be removed.
+    pub fn forget_box(&self) -> Result<Vec<String>> {
+        let home = self.home()?;
+        let home = home.to_str().context("a path over there that is not UTF-8")?;
+        let said = self.answer(&format!("{GUARD}{FORGET_BOX}"), &["none", home])?;
+        Ok(said.lines().map(printable).collect())
     }
 
     /// Whether a script there ends when a connection does.
@@ -399,6 +423,28 @@ mod tests {
         for bad in ["", "home", "/a b", "/a/../b", "/a\nb", "/a'b", "/\u{1b}[2J"] {
             assert!(parse_home(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_on_a_box_is_removed_unless_a_run_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::new("/", System);
+        let home = dir.path().join("x/.echoes-appliance");
+        let forget = || {
+            let words = ["-c", &format!("{GUARD}{FORGET_BOX}"), "sh", "none", home.to_str().unwrap()];
+            host.run(&Cmd::new("sh", words)).unwrap()
+        };
+        for file in
+            ["code/p-1/id_rsa", "code/p-1.tree", "data/ucf/clip", "envs/e/bin/python", "kept/r1/out/a"]
+        {
+            host.write(&home.join(file), 0o600, b"x").unwrap();
+        }
+        assert_eq!(forget(), format!("{}\n", home.join("kept/r1").display()));
+        assert!(host.exists(&home.join("code/p-1/id_rsa")).unwrap());
+        host.remove_tree(&home.join("kept/r1")).unwrap();
+        assert_eq!(forget(), "");
+        assert!(!host.exists(&home).unwrap());
+        assert_eq!(forget(), "", "and once more");
     }
 
     #[test]

@@ -11,23 +11,32 @@ use crate::{
             attend, mirror,
             site::{Ask, Look, Site},
         },
+        code,
         job::is_nonsense,
         spec::RunId,
         wire::tests::pair,
     },
-    host::{System, beneath::OnDisk},
+    host::{Host, System, beneath::OnDisk, person::Person},
 };
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::{PermissionsExt as _, symlink},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 fn quiet(_: &str) {}
 
+/// A project's code, as we read it ourselves.
+fn code(host: &Host, project: &Path, say: &dyn Fn(&str)) -> Result<(Beneath, Tree)> {
+    let code = code::list(host, &Person::ourselves()?, project)?;
+    code.outline.remarks(project).iter().for_each(|line| say(line));
+    code.read()
+}
+
 fn data(host: &Host, path: &Path, known: &mut Known) -> Result<(Beneath, Tree)> {
     let dir = Beneath::open(host, path)?.context("there is none")?;
-    let tree = files(&dir, known)?;
+    let tree = read_known(&dir, dir.walk(1000)?, known)?;
     Ok((dir, tree))
 }
 
@@ -54,7 +63,7 @@ fn shown(dir: &Path) -> Vec<String> {
         match found.kind {
             Kind::File => {
                 let text = std::fs::read_to_string(dir.join(path.as_path())).unwrap();
-                format!("{path} {text}{}", if found.exec { " *" } else { "" })
+                format!("{path} {text}{}", if found.mode & 0o100 != 0 { " *" } else { "" })
             }
             Kind::Link(to) => format!("{path} -> {}", to.display()),
             other => format!("{path} {other:?}"),
@@ -182,11 +191,11 @@ fn a_file_that_changes_under_way_is_noticed_however_it_changes() {
 }
 
 #[test]
-fn a_link_that_leads_out_stops_everything_and_says_which() {
+fn a_link_that_leads_out_of_a_dataset_stops_everything_and_says_which() {
     for to in ["/etc/passwd", "../secret", "b/../../secret"] {
         let from = directory(&[("a", "")]);
         symlink(to, from.path().join("bad")).unwrap();
-        let error = code(&Host::new("/", System), from.path(), &quiet).err().unwrap();
+        let error = data(&Host::new("/", System), from.path(), &mut Known::new()).err().unwrap();
         let (said, hint) = crate::ui::told(&error);
         assert!(said[0].contains(&format!("the link bad leads to {to}")), "{said:?}");
         assert!(hint.unwrap().contains("replace bad by the file itself"));
@@ -196,7 +205,7 @@ fn a_link_that_leads_out_stops_everything_and_says_which() {
 #[test]
 fn what_receives_believes_no_list() {
     let link = |to: &str| What::Link { to: Spelling::Text(to.into()) };
-    let file = || What::File { len: 1, exec: false, hash: hex(&Sha256::digest(b"x")) };
+    let file = || What::file(1, 0o644, hex(&Sha256::digest(b"x")));
     let entry = |path: &str, what| Entry { path: Rel::new(path).unwrap(), what };
     let from = directory(&[("a", "x"), ("d/a", "x")]);
     let dir = Beneath::open(&Host::new("/", System), from.path()).unwrap().unwrap();
@@ -312,7 +321,7 @@ fn a_dataset_is_read_through_once() {
     put(from.path(), &[("a", "11")]);
     let third = data(&host, from.path(), &mut known).unwrap().1;
     let hash = hex(&Sha256::digest("11"));
-    assert_eq!(third.0[0].what, What::File { len: 2, exec: false, hash });
+    assert_eq!(third.0[0].what, What::file(2, 0o644, hash));
 }
 
 #[test]
@@ -414,35 +423,29 @@ fn names_that_are_no_text_go_along() {
 }
 
 #[test]
-fn what_git_quotes_is_read_as_it_was() {
-    let table: [(&str, Option<&[u8]>); 6] = [
-        ("a b", Some(b"a b")),
-        (r#""a\tb\n\"\\\303\251\377""#, Some(b"a\tb\n\"\\\xc3\xa9\xff")),
-        (r#""cut"#, None),
-        (r#""a\30""#, None),
-        (r#""\"#, None),
-        (r#""""#, Some(b"")),
-    ];
-    for (line, expected) in table {
-        assert_eq!(unquoted(line).as_deref(), expected, "{line}");
+fn nobody_may_more_there_than_here() {
+    let modes =
+        [("a", 0o600), ("b", 0o640), ("c", 0o664), ("d", 0o700), ("e", 0o755), ("f", 0o444), ("g", 0o400)];
+    let from = directory(&modes.map(|(name, _)| (name, "x")));
+    for (name, mode) in modes {
+        fs::set_permissions(from.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
     }
-}
-
-#[test]
-fn fuzz_git_names_are_paths_or_refused() {
-    crate::fuzz::run("git", &["\"", "\\303\\274", "\\\\", "\\377", "../", "/"], |bytes| {
-        let text = String::from_utf8_lossy(bytes);
-        let mut taken = Ok(());
-        for line in text.lines() {
-            let name = unquoted(line).with_context(|| format!("reading {line}"))?;
-            taken = taken.and(
-                Rel::try_from(name)
-                    .map(|rel| assert_eq!(Rel::try_from(rel.as_path()), Ok(rel)))
-                    .map_err(|why| anyhow!(why)),
-            );
-        }
-        taken
-    });
+    let home = tempfile::tempdir().unwrap();
+    let there = |at: PathBuf| {
+        modes.map(|(name, _)| fs::metadata(at.join(name)).unwrap().permissions().mode() & 0o7777)
+    };
+    sent_to_be_kept(home.path(), "r1", from.path()).unwrap();
+    let expected = [0o600, 0o640, 0o644, 0o700, 0o755, 0o644, 0o600];
+    assert_eq!(there(home.path().join("code/project-1")), expected);
+    assert_eq!(there(home.path().join("runs/r1/code")), expected);
+    // A mode alone changes, and is brought up to date without the file.
+    fs::set_permissions(from.path().join("e"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(sent_to_be_kept(home.path(), "r2", from.path()).unwrap().files, 0);
+    assert_eq!(there(home.path().join("runs/r2/code"))[4], 0o700);
+    // What was written before there were modes is read, and most trees have the hash that they had then.
+    let old = r#"{"file":{"len":1,"exec":true,"hash":"h"}}"#;
+    let what: What = serde_json::from_str(old).unwrap();
+    assert_eq!((what.mode(), serde_json::to_string(&what).unwrap().as_str()), (0o755, old));
 }
 
 #[test]
