@@ -7,11 +7,13 @@ use super::{
     machine::{Machine, UNPACKAGED},
     mlflow, nginx, python,
     resource::{Expected, File, Load, Resource, Tool, Unit},
+    results::Results,
     service::Service,
     store::Store,
 };
 use crate::{
     config::{Config, Signer, UnixPath},
+    gpu::runs,
     tls,
 };
 use anyhow::{Context as _, Result};
@@ -167,9 +169,11 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if disk.is_some() {
         all.extend(draw.unit("echoes-data.service", &[DATA_TMPFILES.into()], "")?);
     }
+    let results = Results { dir: runs::all_results(config), disk: disk.map(|_| data.clone()) };
+    all.push(Resource::Results(results));
     if has(Service::Mlflow) {
         // Not all of mlruns: an old file store in there stays as its owners had it.
-        let paths = mlflow::OWN.iter().map(|name| data.join("mlruns").join(name)).collect();
+        let paths = mlflow::OWN.map(|(name, group)| (data.join("mlruns").join(name), group)).into();
         let disk = disk.map(|_| data.clone());
         all.push(Resource::Owned { paths, user: "mlflow".into(), disk });
     }
