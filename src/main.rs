@@ -9,6 +9,7 @@ mod hash;
 mod host;
 mod hq;
 mod journal;
+mod metadata;
 mod patience;
 mod tls;
 mod ui;

@@ -5,12 +5,16 @@
 mod data;
 
 use super::{
-    agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
+    agent::{
+        sandbox::{self, Sandbox},
+        site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
+    },
     home::{Fetched, Home, Quota, dir_of},
     job::{Exit, Hopeless, Nonsense, Stand, is_nonsense},
     provenance::{self, Tags},
     provider::Machine,
     spec::{Source, Spec},
+    target::Target,
     tree::{self, Changed, Known, Squeeze, Tree},
     wire::{Wire, is_lost, shown},
 };
@@ -63,6 +67,8 @@ const MORE: &str = "it says more than anybody reads";
 pub struct Given {
     /// Whose script it is, on a machine where we are root.
     pub user: Option<String>,
+    /// What shuts the script in, on the machine that is headquarters itself.
+    pub sandbox: Option<Sandbox>,
     /// Where datasets are here: `ucf101` below it.
     pub data: PathBuf,
     /// Where results go: a directory for each run below it.
@@ -141,6 +147,8 @@ impl<'a> Errand<'a> {
         let program = self.there(machine)?.join("echoes-appliance");
         let mut words = Self::site(spec, machine).words(verb);
         words.extend(self.given.user.iter().flat_map(|user| ["--as".to_owned(), user.clone()]));
+        let sandbox = self.given.sandbox.as_ref().filter(|_| matches!(verb, "attend" | "start"));
+        words.extend(sandbox.into_iter().flat_map(Sandbox::words));
         // Who is not root there may become it without a word, as on Azure's machines: only root's units outlive a
         // restart of the machine.
         let elevate = "if [ \"$(id -u)\" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then \
@@ -199,6 +207,13 @@ impl<'a> Errand<'a> {
 
     fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
         let cmd = self.verb(spec, machine, "attend", false)?;
+        let cmd = match &self.given.sandbox {
+            // An environment may be made in this conversation, by what its packages bring.
+            Some(_) if bounds == SENDING && machine.target == Target::Local => {
+                sandbox::apart(self.host, cmd)?
+            }
+            _ => cmd,
+        };
         let first = self.connect(&cmd, bounds);
         let missing = first.as_ref().is_err_and(|(_, status)| *status == Some(127));
         if !missing {

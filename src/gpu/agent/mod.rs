@@ -11,6 +11,7 @@ pub mod notice;
 pub mod oom;
 pub mod processes;
 pub mod samples;
+pub mod sandbox;
 pub mod site;
 pub mod start;
 pub mod uv;
@@ -44,7 +45,9 @@ const ANOTHERS: [&str; 6] =
 
 /// The run's directory is there, and everything below it is this user's, whose process this is from now on: where root
 /// becomes one, it begins anew with the same verb, in that person's own environment.
-pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Result<()> {
+///
+/// `sandbox`: what is done here gives no more rights than the user's, which what begins anew is told.
+pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str, sandbox: bool) -> Result<()> {
     let user = user.filter(|_| geteuid().is_root()).map(|name| -> Result<User> {
         User::from_name(name)?.with_context(|| format!("there is no user {name} on this machine"))
     });
@@ -80,7 +83,12 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Resul
         setgid(user.gid).context("taking the user's group")?;
         setuid(user.uid).with_context(|| format!("becoming {}", user.name))?;
         // uv looks for its interpreters in $HOME, and would not find root's.
-        return Err(host.go_on_as(&anew(site, &user, verb), &ANOTHERS));
+        let mut cmd = anew(site, &user, verb);
+        cmd.args.extend(sandbox.then(|| "--sandbox".to_owned()));
+        return Err(host.go_on_as(&cmd, &ANOTHERS));
+    }
+    if sandbox {
+        sandbox::enter(host)?;
     }
     host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;
     Ok(())

@@ -140,6 +140,7 @@ impl World {
         let say = move |line: &str| said.lock().unwrap().push(line.to_owned());
         let given = Given {
             user: self.user.clone(),
+            sandbox: None,
             data: self.at("data"),
             results: self.at("results"),
             owner: self.owner,
