@@ -146,6 +146,8 @@ pub struct Mlflow {
     pub backend: Backend,
     /// "", or any URI that MLflow takes.
     pub artifacts: MaybeUri,
+    /// MLflow may ask this machine's metadata for the token of its identity.
+    pub managed_identity: bool,
     /// A file store to take over, or "".
     pub import: MaybePath,
     /// systemd's MemoryMax=.
@@ -192,6 +194,10 @@ pub struct Gpu {
     pub max_result_files: u32,
     /// So many GiB of one run come home; 0 for as many as there is room for.
     pub max_result_gib: u32,
+    /// Scripts of this machine are shut in.
+    pub local_sandbox: bool,
+    /// What such a script may write to by its person's rights, besides `data.path`.
+    pub local_writable: Vec<UnixPath>,
     /// From the polite request to end until a script is ended: "60s", "5m", "1h", or seconds.
     pub grace: Grace,
     /// Datasets that runs read, where the command line names none.

@@ -14,6 +14,7 @@ mod hash;
 mod host;
 mod hq;
 mod journal;
+mod metadata;
 mod patience;
 mod tls;
 mod ui;

@@ -4,7 +4,9 @@ use super::this_machine;
 use crate::{
     gpu::{
         agent::{
-            attend, settle,
+            attend,
+            sandbox::Sandbox,
+            settle,
             site::{Site, is_home},
             start::{self, KeeperState, OUTLIVED},
             watch,
@@ -31,6 +33,12 @@ pub struct Args {
     /// Whose script it is, where root is asked
     #[arg(long = "as")]
     user: Option<String>,
+    /// Give the script no more than its user's rights
+    #[arg(long)]
+    sandbox: bool,
+    /// In there, what may be written to besides the home
+    #[arg(long, requires = "sandbox")]
+    writable: Vec<PathBuf>,
 }
 
 #[derive(clap::Subcommand)]
@@ -66,31 +74,34 @@ fn run_id(text: &str) -> Result<RunId> {
 
 pub fn run(command: Command) -> Result<u8> {
     let host = this_machine();
-    let at = |args: Args| (Site { home: args.home, run: args.run }, args.user);
+    let at = |args: Args| {
+        let sandbox = args.sandbox.then_some(Sandbox { writable: args.writable });
+        (Site { home: args.home, run: args.run }, args.user, sandbox)
+    };
     match command {
         Command::Attend(args) => {
-            let (site, user) = at(args);
-            settle(&host, &site, user.as_deref(), "attend")?;
+            let (site, user, sandbox) = at(args);
+            settle(&host, &site, user.as_deref(), "attend", sandbox.is_some())?;
             let mut wire = Wire::answering(std::io::stdin(), std::io::stdout())?;
             attend(&host, &site, &mut wire)?;
         }
         Command::Start(args) => {
-            let (site, user) = at(args);
+            let (site, user, sandbox) = at(args);
             // Only a unit is made by root; all else by the user, whose directory it is.
             if !start::makes_unit(&host)? {
-                settle(&host, &site, user.as_deref(), "start")?;
+                settle(&host, &site, user.as_deref(), "start", sandbox.is_some())?;
             }
-            start::start(&host, &site, user.as_deref())?;
+            start::start(&host, &site, user.as_deref(), sandbox.as_ref())?;
         }
         Command::Watch(args) => {
-            let (site, user) = at(args);
-            settle(&host, &site, user.as_deref(), "watch")?;
+            let (site, user, sandbox) = at(args);
+            settle(&host, &site, user.as_deref(), "watch", sandbox.is_some())?;
             watch::watch(&host, &site)?;
         }
         Command::Exec(args) => return watch::exec(&host, &at(args).0),
         Command::Standing(args) => {
-            let (site, user) = at(args);
-            settle(&host, &site, user.as_deref(), "standing")?;
+            let (site, user, _) = at(args);
+            settle(&host, &site, user.as_deref(), "standing", false)?;
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&KeeperState::look(&host, &site)?)?)?;
         }
         Command::Read { uid } => {

@@ -2,6 +2,7 @@
 //! installed, so that it is started again when it dies; else a process of its own, which the next sweep replaces.
 
 use super::{
+    agent::sandbox::Sandbox,
     beside::{Beside, Wake},
     checkout,
     errand::{Errand, FOLLOWED, Given},
@@ -19,7 +20,7 @@ use super::{
     telling::{News, Telling},
 };
 use crate::{
-    config::{Config, Signer},
+    config::{Config, Signer, UnixPath},
     host::{Cmd, Host, person::Person, process::Over},
     patience::Patience,
     tls::internal::Authority,
@@ -274,6 +275,11 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
     let here = spec.source == Source::Local;
     // Here we are root and the script is a person's; elsewhere ssh has said who we are.
     let user = (here && spec.owner != "root").then(|| spec.owner.clone());
+    let writable = || {
+        let named = config.gpu.local_writable.iter().map(UnixPath::to_path);
+        named.chain([data.clone()]).collect()
+    };
+    let sandbox = (here && config.gpu.local_sandbox).then(|| Sandbox { writable: writable() });
     // Results are the person's, and the group's that has the others there.
     let owner = match (host.uid(&spec.owner)?, host.gid("echoes")?) {
         (Some(uid), Some(gid)) => Some((uid, gid)),
@@ -287,6 +293,7 @@ fn given(host: &Host, config: &Config, spec: &Spec, secrets: Vec<(String, String
     Ok(Given {
         user,
         reader: reader_of(host, spec),
+        sandbox,
         results: runs::all_results(config),
         data,
         owner,

@@ -5,7 +5,10 @@
 mod data;
 
 use super::{
-    agent::site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
+    agent::{
+        sandbox::{self, Sandbox},
+        site::{Ask, Look, Making, Order, Root, Secrets, Site, Standing},
+    },
     code::ensure_among,
     home::{Fetched, Home, Quota, dir_of},
     job::{Exit, Hopeless, Nonsense, Stand, is_nonsense},
@@ -13,6 +16,7 @@ use super::{
     provider::Machine,
     reader::{FileSource, Odd, Reader},
     spec::{Source, Spec},
+    target::Target,
     tree::{self, Changed, Known, Squeeze, Tree},
     wire::{Wire, is_lost, shown},
 };
@@ -66,6 +70,8 @@ pub struct Given {
     pub user: Option<String>,
     /// Reads the project, the datasets and what came home before: never more than the run's person may.
     pub reader: Reader,
+    /// What shuts the script in, on the machine that is headquarters itself.
+    pub sandbox: Option<Sandbox>,
     /// Where datasets are here: `ucf101` below it.
     pub data: PathBuf,
     /// Where results go: a directory for each run below it.
@@ -145,6 +151,8 @@ impl<'a> Errand<'a> {
         let program = self.there(machine)?.join("echoes-appliance");
         let mut words = Self::site(spec, machine).words(verb);
         words.extend(self.given.user.iter().flat_map(|user| ["--as".to_owned(), user.clone()]));
+        let sandbox = self.given.sandbox.as_ref().filter(|_| matches!(verb, "attend" | "start"));
+        words.extend(sandbox.into_iter().flat_map(Sandbox::words));
         // Who is not root there may become it without a word, as on Azure's machines: only root's units outlive a
         // restart of the machine.
         let elevate = "if [ \"$(id -u)\" != 0 ] && [ -d /run/systemd/system ] && sudo -n true 2>/dev/null; then \
@@ -203,6 +211,13 @@ impl<'a> Errand<'a> {
 
     fn talk(&self, spec: &Spec, machine: &Machine, bounds: Bounds) -> Result<Talk> {
         let cmd = self.verb(spec, machine, "attend", false)?;
+        let cmd = match &self.given.sandbox {
+            // An environment may be made in this conversation, by what its packages bring.
+            Some(_) if bounds == SENDING && machine.target == Target::Local => {
+                sandbox::apart(self.host, cmd)?
+            }
+            _ => cmd,
+        };
         let first = self.connect(&cmd, bounds);
         let missing = first.as_ref().is_err_and(|(_, status)| *status == Some(127));
         if !missing {

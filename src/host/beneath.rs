@@ -248,7 +248,7 @@ impl fmt::Display for Unusable {
 pub struct Beneath {
     root: OwnedFd,
     path: PathBuf,
-    /// Whose is what is made here; else, whoever makes it.
+    /// Whose is what is made here, and nobody's but theirs and their group's; else, whoever makes it.
     owner: Option<(u32, u32)>,
 }
 
@@ -272,7 +272,8 @@ impl Beneath {
         Self::open(host, path)?.with_context(|| format!("{} went away", path.display()))
     }
 
-    /// A directory in here, made if need be, for things that are this user's from now on. It is never a link.
+    /// A directory in here, made if need be, for things that are this user's and group's from now on, and no stranger's to
+    /// read. It is never a link.
     pub fn inside(mut self, rel: &Rel, owner: Option<(u32, u32)>) -> Result<Self> {
         self.owner = owner;
         let root = self.dir(Some(&rel.0), true).with_context(|| self.doing("opening", rel))?;
@@ -292,6 +293,18 @@ impl Beneath {
         &self.path
     }
 
+    /// Permission bits of the directory itself, its user and its group.
+    pub fn access(&self) -> Result<(u32, u32, u32)> {
+        let stat = fstat(&self.root).with_context(|| format!("looking at {}", self.path.display()))?;
+        Ok((stat.st_mode & 0o7777, stat.st_uid, stat.st_gid))
+    }
+
+    /// The permission bits of the directory itself are these.
+    pub fn set_access(&self, bits: u32) -> Result<()> {
+        let doing = || format!("changing the mode of {}", self.path.display());
+        fchmod(&self.root, Mode::from_bits_truncate(bits)).with_context(doing)
+    }
+
     fn doing(&self, verb: &str, rel: &Rel) -> String {
         format!("{verb} {}/{rel}", self.path.display())
     }
@@ -302,7 +315,7 @@ impl Beneath {
         for name in below.into_iter().flat_map(|path| path.split(|byte| *byte == b'/')) {
             at = match openat(&at, name, DIR, Mode::empty()) {
                 Err(Errno::ENOENT) if made => {
-                    let fresh = match mkdirat(&at, name, Mode::from_bits_truncate(0o755)) {
+                    let fresh = match mkdirat(&at, name, allowed(0o755, self.owner)) {
                         Ok(()) => true,
                         Err(Errno::EEXIST) => false,
                         Err(e) => return Err(e),
@@ -374,7 +387,7 @@ impl Beneath {
             let dir = self.dir(dir, true)?;
             let flags =
                 OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-            let mut file = File::from(openat(&dir, name, flags, Mode::from_bits_truncate(0o644))?);
+            let mut file = File::from(openat(&dir, name, flags, allowed(0o644, self.owner))?);
             let stat = fstat(&file)?;
             // A second name would make another's file this user's.
             ensure!(is(&stat, SFlag::S_IFREG) && stat.st_nlink == 1, "it is no file of its own");
@@ -406,7 +419,7 @@ impl Beneath {
 
     pub fn set_mode(&self, rel: &Rel, mode: u32) -> Result<()> {
         let (file, _) = self.read(rel)?.with_context(|| format!("{rel} went away"))?;
-        fchmod(&file, Mode::from_bits_truncate(mode)).with_context(|| self.doing("changing the mode of", rel))
+        fchmod(&file, allowed(mode, self.owner)).with_context(|| self.doing("changing the mode of", rel))
     }
 
     /// Everything below; an error when there is more than `most`.
@@ -588,7 +601,7 @@ impl Part {
         if let Some((uid, gid)) = self.owner {
             fchown(&self.file, Some(uid.into()), Some(gid.into()))?;
         }
-        Ok(fchmod(&self.file, Mode::from_bits_truncate(mode))?)
+        Ok(fchmod(&self.file, allowed(mode, self.owner))?)
     }
 
     /// It has its name.
@@ -628,6 +641,11 @@ impl Drop for Part {
             let _ = unlinkat(&self.dir, self.temp.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
+}
+
+/// What is somebody's is no stranger's.
+fn allowed(bits: u32, owner: Option<(u32, u32)>) -> Mode {
+    Mode::from_bits_truncate(if owner.is_some() { bits & !0o007 } else { bits })
 }
 
 fn is(stat: &FileStat, kind: SFlag) -> bool {

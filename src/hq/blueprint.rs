@@ -7,11 +7,13 @@ use super::{
     machine::{Machine, UNPACKAGED},
     mlflow, nginx, python,
     resource::{Expected, File, Load, Resource, Tool, Unit},
+    results::Results,
     service::Service,
     store::Store,
 };
 use crate::{
     config::{Config, Signer, UnixPath},
+    gpu::{agent::sandbox, runs},
     tls,
 };
 use anyhow::{Context as _, Result};
@@ -167,9 +169,11 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if disk.is_some() {
         all.extend(draw.unit("echoes-data.service", &[DATA_TMPFILES.into()], "")?);
     }
+    let results = Results { dir: runs::all_results(config), disk: disk.map(|_| data.clone()) };
+    all.push(Resource::Results(results));
     if has(Service::Mlflow) {
         // Not all of mlruns: an old file store in there stays as its owners had it.
-        let paths = mlflow::OWN.iter().map(|name| data.join("mlruns").join(name)).collect();
+        let paths = mlflow::OWN.map(|(name, group)| (data.join("mlruns").join(name), group)).into();
         let disk = disk.map(|_| data.clone());
         all.push(Resource::Owned { paths, user: "mlflow".into(), disk });
     }
@@ -326,6 +330,9 @@ impl Drawing {
         let outside =
             config.mlflow.backend.as_str() != "sqlite" || !config.mlflow.artifacts.as_str().is_empty();
         context.insert("mlflow_outside", &outside);
+        context.insert("metadata_addresses", &machine.metadata.join(" "));
+        // What a person's packages run in a driver is kept from the same doors as a script.
+        context.insert("doors", &sandbox::doors());
         context.insert("ipv6", &machine.ipv6);
         // nginx 1.25.1 made http2 a directive of its own; 1.19.4 learnt to refuse a handshake.
         context.insert("http2_directive", &(machine.nginx >= (1, 26)));
@@ -377,10 +384,12 @@ fn etc(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{gpu::agent::sandbox::exposure::assert_exposure, metadata};
 
     fn machine() -> Machine {
         let program = "/usr/bin/echoes-appliance".into();
-        Machine { nginx: (1, 22), python: (3, 11), ipv6: true, program, build: "1".into() }
+        let metadata = metadata::closable("");
+        Machine { nginx: (1, 22), python: (3, 11), ipv6: true, metadata, program, build: "1".into() }
     }
 
     fn draw(config: &Config, machine: &Machine, disk: Option<&DataDisk>) -> Vec<Resource> {
@@ -473,6 +482,40 @@ mod tests {
                 assert_eq!(is, (Path::new(mlflow::ENVIRONMENT), 0o600, true));
             }
             assert!(!resource.to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn mlflow_has_the_machine_s_identity_only_where_that_is_asked_for() {
+        let unit = |set: &[&str]| {
+            let set: Vec<_> = set.iter().map(|set| set.parse().unwrap()).collect();
+            let config = Config::parse(Path::new("x"), "", &set).unwrap();
+            text(&draw(&config, &machine(), None), "/etc/systemd/system/mlflow.service")
+        };
+        let outside = "mlflow.artifacts=s3://bucket/x";
+        let shut = "IPAddressDeny=169.254.169.254 ";
+        assert!(unit(&[]).contains("IPAddressDeny=any"));
+        for set in [&[outside][..], &["mlflow.backend=postgresql://u:p@db/x"]] {
+            assert!(unit(set).contains(shut) && !unit(set).contains("IPAddressDeny=any"), "{set:?}");
+        }
+        assert!(!unit(&[outside, "mlflow.managed_identity=true"]).contains("IPAddressDeny"));
+    }
+
+    #[test]
+    fn every_unit_of_ours_reaches_little_of_the_machine() {
+        let set = ["mlflow.artifacts=s3://bucket/x", "mlflow.listen=10.0.0.4"];
+        let set = set.map(|set| set.parse().unwrap());
+        let config = Config::parse(Path::new("x"), "", &set).unwrap();
+        for config in [Config::default(), config] {
+            for resource in draw(&config, &machine(), Some(&disk())) {
+                let Resource::File(file) = resource else { continue };
+                let name = file.path.file_name().unwrap().to_string_lossy();
+                if name.ends_with(".service") {
+                    // These two become people.
+                    let most = if name.contains("gpu") || name.contains("sweep") { 40 } else { 25 };
+                    assert_exposure(&name, &file.text, most);
+                }
+            }
         }
     }
 }

@@ -1,7 +1,10 @@
 //! What the blueprint has to know about the machine before it can be drawn: versions, and what the kernel has.
 
 use super::python;
-use crate::host::{Cmd, Host, Kind};
+use crate::{
+    host::{Cmd, Host, Kind},
+    metadata,
+};
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +22,8 @@ pub struct Machine {
     pub python: (u8, u8),
     /// The kernel speaks IPv6: a listener on `[::]` is an error without it.
     pub ipv6: bool,
+    /// Where it is told about itself, as far as programs can be kept from it.
+    pub metadata: Vec<&'static str>,
     /// The path under which units call this program.
     pub program: PathBuf,
     /// The hash of this program: what runs it restarts when it changes.
@@ -35,6 +40,9 @@ impl Machine {
                 _ => python_version(host)?,
             },
             ipv6: !host.is_live() || host.exists(Path::new("/proc/net/if_inet6"))?,
+            metadata: metadata::closable(
+                &host.read_text(Path::new(metadata::RESOLV_CONF))?.unwrap_or_default(),
+            ),
             program: if packaged { PACKAGED.into() } else { UNPACKAGED.into() },
             build: Host::own_hash()?,
         })

@@ -31,8 +31,18 @@ pub const ENVIRONMENT: &str = "/etc/echoes-appliance/mlflow.env";
 /// Says to serve a file store rather than the database; wins over `ENVIRONMENT`, and exists only then.
 pub const STORE_ENVIRONMENT: &str = "/var/lib/echoes-appliance/mlflow-store.env";
 
-/// What is MLflow's own in its data directory.
-pub const OWN: [&str; 6] = ["mlflow.db", "artifacts", "backups", "store", ".tmp", ".version"];
+/// What is MLflow's own in its data directory, and its group: the team may look at the database, wherever that was made.
+pub const OWN: [(&str, &str); 6] = [
+    ("mlflow.db", TEAM),
+    ("artifacts", "mlflow"),
+    ("backups", TEAM),
+    ("store", "mlflow"),
+    (".tmp", "mlflow"),
+    (".version", TEAM),
+];
+
+/// The team's people.
+pub const TEAM: &str = "echoes";
 
 /// Copies of the database that are kept, oldest out first; more where each is the newest of its version.
 const COPIES: usize = 3;
@@ -570,7 +580,8 @@ fn build(
         let counts: BTreeMap<_, u64> =
             copied.found.keys().cloned().zip(counts.lines().map(|n| n.parse().unwrap_or(u64::MAX))).collect();
         ensure!(counts == copied.found, "the store holds {:?}, the database {counts:?}", copied.found);
-        let (owner, db) = (format!("{uid}:{gid}"), db.display().to_string());
+        let team = host.gid(TEAM)?.unwrap_or(gid);
+        let (owner, db) = (format!("{uid}:{team}"), db.display().to_string());
         host.run(&Cmd::new("chown", ["-h", &owner, &db]))?;
         host.run(&Cmd::new("chmod", ["640", &db]))?;
     }

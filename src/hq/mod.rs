@@ -20,6 +20,7 @@ pub mod probe;
 pub mod python;
 pub mod receipt;
 pub mod resource;
+pub mod results;
 pub mod scalar;
 pub mod service;
 pub mod store;

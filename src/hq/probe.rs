@@ -1,6 +1,8 @@
 //! Questions that only a live machine can answer, asked as the people who use it would: through nginx, by host
 //! name, with and without a password. A table: each row has a stable id, and an answer with its cause and its cure.
 
+mod litter;
+
 use super::{
     blueprint::HTPASSWD,
     certificate::{self, Standing},
@@ -366,7 +368,7 @@ fn unit_is_well(scene: &Scene, unit: &str) -> Result<String> {
 fn mlflow_run(scene: &Scene, service: Service) -> Result<String> {
     const API: &str = "/api/2.0/mlflow";
     let post = |call: &str, body: Value| scene.json("POST", service, &format!("{API}/{call}"), Some(body));
-    let name = "echoes-validate";
+    let name = litter::NAME;
     let by_name =
         scene.get_with(service, &format!("{API}/experiments/get-by-name?experiment_name={name}"))?;
     let experiment = match by_name.status {
@@ -384,6 +386,7 @@ fn mlflow_run(scene: &Scene, service: Service) -> Result<String> {
     let now = time::OffsetDateTime::now_utc().unix_timestamp() * 1000;
     let run = post("runs/create", json!({"experiment_id": experiment, "start_time": now, "run_name": name}))?;
     let run = text(&run, "/run/info/run_id")?;
+    litter::sweep_runs(scene, &experiment, now);
     let outcome = (|| {
         post(
             "runs/log-metric",
@@ -401,6 +404,7 @@ fn mlflow_run(scene: &Scene, service: Service) -> Result<String> {
         ensure!(gone.status == 200, "deleting an artifact answered {}", gone.status);
         Ok("a run, its metric and its artifact went there and back".into())
     })();
+    litter::sweep_run(scene, &experiment, &run);
     post("runs/delete", json!({"run_id": run}))?;
     post("experiments/delete", json!({"experiment_id": experiment}))?;
     outcome
@@ -448,11 +452,12 @@ fn mlflow_blocked(scene: &Scene, service: Service) -> Result<String> {
 }
 
 fn tensorboard_scalar(scene: &Scene, service: Service) -> Result<String> {
-    let name = format!("echoes-validate-{}", std::process::id());
     let runs = scene.config.data.path.to_path().join("tfruns");
     // Made where the disk should be, it would be on the OS disk.
     ensure!(scene.host.exists(&runs)?, "there is no {}: is the data disk there?", runs.display());
-    let dir = runs.join(&name);
+    litter::sweep_events(scene.host, &runs)?;
+    let dir = litter::event_dir(&runs);
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     // Members write here, too: no link of theirs is followed.
     let write = || -> Result<()> {

@@ -45,6 +45,8 @@ const CACHE: &str = "/var/cache/echoes-appliance/uv";
 const SYSTEM_PYTHON: &str = "/usr/bin/python3";
 const MARKER: &str = ".complete";
 const COMPILED: &str = ".compiled";
+/// uv leaves it, for everybody to write to; whoever holds it keeps another uv waiting.
+const UV_LOCK: &str = ".lock";
 /// Half of an environment is tests, and packages that MLflow wants for its clients: no service imports them.
 const NEVER_LOADED: [&str; 9] = [
     "__pycache__",
@@ -183,6 +185,9 @@ fn look_inside(host: &Host, lock: &Lock) -> Result<Seen> {
     let Some(marker) = marker(host, &dir)? else {
         return Ok(Seen::Wrong(format!("{} is incomplete", dir.display())));
     };
+    if host.meta(&dir.join(UV_LOCK))?.is_some_and(|meta| meta.mode & 0o022 != 0) {
+        return Ok(Seen::Wrong(format!("everybody may write to {}", dir.join(UV_LOCK).display())));
+    }
     if marker.lock != sha256(lock.text) {
         return Ok(Seen::Wrong("made from other requirements than this version's".into()));
     }
@@ -213,6 +218,7 @@ fn make_inside(host: &Host, lock: &Lock, say: &mut dyn FnMut(&str)) -> Result<En
     let version = version(host, &python)?;
     let env = Env { dir: dir(lock, version), python: version };
     if is_complete(host, lock, &env)? {
+        host.remove(&env.dir.join(UV_LOCK))?;
         return Ok(env);
     }
     let (major, minor) = version;
@@ -554,6 +560,7 @@ impl Uv {
 fn build(host: &Host, lock: &Lock, env: &Env, fill: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
     host.remove_tree(&env.dir)?;
     fill(host)?;
+    host.remove(&env.dir.join(UV_LOCK))?;
     // The marker must not reach the disk before what it vouches for.
     host.run(&Cmd::new("sync", ["--file-system", &*env.dir.to_string_lossy()]))?;
     let (major, minor) = env.python;

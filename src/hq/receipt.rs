@@ -80,6 +80,11 @@ pub enum Entry {
     Services {
         names: BTreeSet<String>,
     },
+    /// A directory that everybody could look into is about to be shut for strangers; `mode` is what it was.
+    Shut {
+        path: PathBuf,
+        mode: u32,
+    },
     /// Undone.
     Disabled {
         unit: String,
@@ -88,6 +93,10 @@ pub enum Entry {
         path: PathBuf,
     },
     PutBack {
+        path: PathBuf,
+    },
+    /// Has the mode that it had before it was shut.
+    Reopened {
         path: PathBuf,
     },
     RemovedUsers {
@@ -107,6 +116,8 @@ pub struct Receipt {
     pub files: BTreeMap<PathBuf, BTreeSet<String>>,
     pub links: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
     pub aside: BTreeMap<PathBuf, PathBuf>,
+    /// Directories of results, and the mode that each had before we shut it.
+    pub shut: BTreeMap<PathBuf, u32>,
     pub created: BTreeSet<PathBuf>,
     pub built: BTreeSet<PathBuf>,
     /// Directories to remove when nothing is left in them, whoever they were made for.
@@ -150,6 +161,9 @@ impl Receipt {
             Entry::Enabled { unit } => drop(self.units.insert(unit)),
             Entry::Loaded { what, hash } => drop(self.loaded.insert(what, hash)),
             Entry::Services { names } => self.services = names,
+            // The first: after a crash it is noted once more.
+            Entry::Shut { path, mode } => drop(self.shut.entry(path).or_insert(mode)),
+            Entry::Reopened { path } => drop(self.shut.remove(&path)),
             Entry::Disabled { unit } => {
                 self.units.remove(&unit);
                 self.loaded.remove(&unit);
@@ -177,11 +191,13 @@ impl Receipt {
 
     /// Whether nothing of ours is left.
     pub fn is_empty(&self) -> bool {
-        let Self { packages, files, links, aside, created, built, dirs, users, groups, units, .. } = self;
+        let Self { packages, files, links, aside, shut, created, built, dirs, users, groups, units, .. } =
+            self;
         packages.is_empty()
             && files.is_empty()
             && links.is_empty()
             && aside.is_empty()
+            && shut.is_empty()
             && created.is_empty()
             && built.is_empty()
             && dirs.is_empty()
@@ -306,7 +322,7 @@ mod tests {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             line["did"].as_str().unwrap().to_owned()
         };
-        assert_eq!(V1.lines().map(did).collect::<BTreeSet<_>>().len(), 17, "one of each");
+        assert_eq!(V1.lines().map(did).collect::<BTreeSet<_>>().len(), 19, "one of each");
         // It ends in the undoing of everything, so that nothing is left if each entry was understood.
         let receipt = read(V1).unwrap();
         assert!(receipt.is_empty(), "{receipt:?}");

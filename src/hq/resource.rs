@@ -63,11 +63,14 @@ pub enum Resource {
     FileSystem(DataDisk),
     /// What a service keeps on a disk that may have come from another machine, where it had another number.
     Owned {
-        paths: Vec<PathBuf>,
+        /// Each with its group.
+        paths: Vec<(PathBuf, &'static str)>,
         user: String,
         /// Where the disk is mounted that they are on. What is on it is known only then.
         disk: Option<PathBuf>,
     },
+    /// What runs of earlier versions left for everybody to read.
+    Results(super::results::Results),
     /// A Python environment.
     Env(&'static python::Lock),
     /// Its bytecode.
@@ -223,15 +226,20 @@ impl Resource {
                     return wrong(format!("the disk of {} is not mounted yet", at.display()));
                 }
                 let uid = host.uid(user)?;
-                for path in paths {
-                    if let (Some(meta), Some(uid)) = (host.meta(path)?, uid)
-                        && meta.uid != uid
-                    {
+                for (path, group) in paths {
+                    let (Some(meta), Some(uid), Some(gid)) = (host.meta(path)?, uid, host.gid(group)?) else {
+                        continue;
+                    };
+                    if meta.uid != uid {
                         return wrong(format!("{} belongs to user {}", path.display(), meta.uid));
+                    }
+                    if meta.gid != gid {
+                        return wrong(format!("{} belongs to group {}", path.display(), meta.gid));
                     }
                 }
                 Ok(Seen::Right)
             }
+            Self::Results(results) => results.look(host),
             Self::Env(lock) => env::look(host, lock),
             Self::Bytecode(lock) if python::is_compiled(host, lock)? => Ok(Seen::Right),
             Self::Bytecode(_) => wrong("not compiled"),
@@ -282,14 +290,15 @@ impl Resource {
                 host.write_self(path)
             }
             Self::Owned { paths, user, .. } => {
-                for path in paths {
+                for (path, group) in paths {
                     if host.exists(path)? {
                         let path = path.display().to_string();
-                        host.run(&Cmd::new("chown", ["-R", "-h", &format!("{user}:{user}"), &path]))?;
+                        host.run(&Cmd::new("chown", ["-R", "-h", &format!("{user}:{group}"), &path]))?;
                     }
                 }
                 Ok(())
             }
+            Self::Results(results) => results.make(host, book),
             Self::Env(lock) => env::make(host, lock, book, step),
             Self::Bytecode(lock) => python::compile(host, lock, &mut |line| step.detail(line)),
             Self::Certificate { host: name, source } => certificate::make(host, source, name, book),
@@ -560,6 +569,7 @@ impl fmt::Display for Resource {
             Self::Program { path, .. } => write!(f, "program {}", path.display()),
             Self::FileSystem(disk) => write!(f, "file system on {}", disk.device),
             Self::Owned { user, .. } => write!(f, "files of {user} as {user}'s"),
+            Self::Results(results) => write!(f, "results in {} as their people's", results.dir.display()),
             Self::Env(lock) => write!(f, "Python environment {}", lock.name),
             Self::Bytecode(lock) => write!(f, "bytecode of Python environment {}", lock.name),
             Self::Certificate { host, .. } => write!(f, "certificate for {host}"),

@@ -7,6 +7,7 @@ use super::{
     apt,
     receipt::{Book, Entry, Receipt},
     resource::Resource,
+    results,
 };
 use crate::{
     config,
@@ -39,6 +40,11 @@ pub enum Undo {
         groups: Vec<String>,
     },
     Packages(Vec<String>),
+    /// Give a directory of results the mode that it had before us.
+    Mode {
+        path: PathBuf,
+        mode: u32,
+    },
     Dir(PathBuf),
 }
 
@@ -87,6 +93,8 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
         if !receipt.packages.is_empty() {
             all.push(Undo::Packages(receipt.packages.iter().cloned().collect()));
         }
+        let shut = receipt.shut.iter();
+        all.extend(shut.map(|(path, mode)| Undo::Mode { path: path.clone(), mode: *mode }));
         // Deepest first: a parent sorts before what is in it.
         all.extend(receipt.dirs.iter().rev().cloned().map(Undo::Dir));
     }
@@ -102,6 +110,8 @@ impl Undo {
             (Self::Aside { .. }, None) => Fate::Goes,
             (Self::Aside { .. }, Some(_)) => Fate::Stays("somebody put something there since".into()),
             (_, None) => Fate::Gone,
+            (Self::Mode { .. }, _) if results::is_shut(host, path)? => Fate::Goes,
+            (Self::Mode { .. }, _) => Fate::Stays("somebody changed it since".into()),
             (Self::File(_), Some(Kind::File)) => {
                 let bytes = host.read_at_most(path, PROGRAM)?.unwrap_or_default();
                 let ours = receipt.files.get(path).is_some_and(|hashes| hashes.contains(&sha256(&bytes)));
@@ -152,6 +162,12 @@ impl Undo {
                 }
                 book.note(Entry::PutBack { path: path.clone() })?;
             }
+            Self::Mode { path, mode } => {
+                if fate == Fate::Goes {
+                    results::reopen(host, path, *mode)?;
+                }
+                book.note(Entry::Reopened { path: path.clone() })?;
+            }
             Self::Built(path) => {
                 host.remove_tree(path)?;
                 book.note(Entry::Removed { path: path.clone() })?;
@@ -195,7 +211,7 @@ impl Undo {
             | Self::Created(path)
             | Self::Built(path)
             | Self::Dir(path) => Some(path),
-            Self::Aside { path, .. } => Some(path),
+            Self::Aside { path, .. } | Self::Mode { path, .. } => Some(path),
             Self::Unit(_) | Self::Users { .. } | Self::Packages(_) => None,
         }
     }
@@ -238,6 +254,7 @@ impl fmt::Display for Undo {
                 write!(f, "users and groups {}", all.into_iter().collect::<Vec<_>>().join(" "))
             }
             Self::Packages(packages) => write!(f, "packages {}", packages.join(" ")),
+            Self::Mode { path, .. } => write!(f, "the mode of {}", path.display()),
             Self::Dir(path) => write!(f, "directory {}", path.display()),
         }
     }

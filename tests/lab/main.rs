@@ -19,4 +19,5 @@ mod life;
 mod machines;
 mod owned;
 mod persons;
+mod sandbox;
 mod store;

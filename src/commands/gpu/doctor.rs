@@ -5,6 +5,7 @@ use crate::{
     commands::{config::Settings, gpu_run, need_root, this_machine},
     config::Config,
     gpu::{
+        agent::start::SYSTEMD,
         driver,
         provider::{
             self, Provider, Rent,
@@ -81,6 +82,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
         room(&host, &config)?,
         drivers(&host)?,
         sweeps(&host)?,
+        sandbox(&host, &config)?,
         machine(&host, &config, config.gpu.source())?,
         loose(&host, &ours)?,
     ];
@@ -135,6 +137,26 @@ fn sweeps(host: &Host) -> Result<Answer> {
         let fix = "sudo echoes-appliance install; until then `echoes-appliance gpu sweep` by hand";
         Answer::bad("sweep.timer", "nobody takes up what is loose", fix)
     })
+}
+
+/// Which holds, for scripts of this machine. A team that has decided so has no problem.
+fn sandbox(host: &Host, config: &Config) -> Result<Answer> {
+    let systemd = host.exists(Path::new(SYSTEMD))?;
+    Ok(Answer::good(
+        "local.sandbox",
+        match (config.gpu.local_sandbox, systemd) {
+            (true, true) => {
+                "a script of this machine has its person's rights and no more, and is kept from the machine's identity"
+            }
+            (true, false) => {
+                "a script of this machine cannot become root; without systemd nothing keeps it from the machine's identity"
+            }
+            (false, _) => {
+                "off (gpu.local_sandbox): a script of this machine is root where its person may be by sudo, and has the \
+             machine's identity"
+            }
+        },
+    ))
 }
 
 /// Whether the team's own machine answers. Where asking for a machine would rent one, only the landlord is asked.

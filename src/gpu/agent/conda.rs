@@ -3,6 +3,7 @@
 
 use super::{
     environment::{is_code, once},
+    sandbox,
     site::{Site, read},
     uv::Uv,
 };
@@ -47,7 +48,10 @@ pub fn fill(
     let Some((program, create)) = kin(host) else { return fill_alone(host, site, dir, &file, say) };
     let (dir, file) = (dir.to_string_lossy(), file.to_string_lossy());
     let args = create.iter().copied().chain(["--prefix", &dir, "--file", &file]);
-    host.run_saying(&Cmd::new(&program, args), say).map(drop)
+    let home = System::environment("HOME").unwrap_or_default();
+    let caches = sandbox::caches(site, Path::new(&home));
+    let cmd = caches.iter().fold(Cmd::new(&program, args), |cmd, (name, at)| cmd.env(name, at));
+    host.run_saying(&cmd, say).map(drop)
 }
 
 /// The one on the machine, and its words to make an environment.

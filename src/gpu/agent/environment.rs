@@ -196,6 +196,8 @@ pub(super) fn once(
     }
     host.remove_tree(dir)?;
     fill(say).with_context(|| format!("making the {what} in {}", dir.display()))?;
+    // uv leaves it for everybody to write to, and nobody else is to hold it.
+    host.remove(&dir.join(".lock"))?;
     // The mark must not reach the disk before what it vouches for.
     host.run(&Cmd::new("sync", ["--file-system", &*dir.to_string_lossy()]))?;
     host.write(&mark, 0o644, b"")?;

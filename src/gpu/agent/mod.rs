@@ -11,6 +11,7 @@ pub mod notice;
 pub mod oom;
 pub mod processes;
 pub mod samples;
+pub mod sandbox;
 pub mod site;
 pub mod start;
 pub mod uv;
@@ -53,7 +54,9 @@ pub const HANDED_ON: [&str; 11] = [
 
 /// The run's directory is there, and everything below it is this user's, whose process this is from now on: where root
 /// becomes one, it begins anew with the same verb, in that person's own environment.
-pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Result<()> {
+///
+/// `sandbox`: what is done here gives no more rights than the user's, which what begins anew is told.
+pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str, sandbox: bool) -> Result<()> {
     let user = user.filter(|_| geteuid().is_root()).map(Person::named).transpose()?;
     let user = user.filter(|user| !user.is_us());
     let fresh = !host.exists(&site.dir())?;
@@ -82,7 +85,11 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str) -> Resul
     }
     if let Some(user) = user {
         // uv looks for its interpreters in $HOME, and would not find root's.
-        return Err(host.begin_anew(&user, site.words(verb), &HANDED_ON)?);
+        let words = site.words(verb).into_iter().chain(sandbox.then(|| "--sandbox".to_owned()));
+        return Err(host.begin_anew(&user, words.collect(), &HANDED_ON)?);
+    }
+    if sandbox {
+        sandbox::enter(host)?;
     }
     shut_shared(host, site)?;
     host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;

@@ -3,6 +3,7 @@
 
 use super::{
     processes::{self, Alive},
+    sandbox::Sandbox,
     site::{Order, Site, Standing, read},
 };
 use crate::{
@@ -18,7 +19,7 @@ use std::{
 };
 
 /// As `sd_booted(3)` asks.
-const SYSTEMD: &str = "/run/systemd/system";
+pub const SYSTEMD: &str = "/run/systemd/system";
 
 /// What `agent leave` says before each process that it has found and may not end.
 pub const OUTLIVED: &str = "outlived ";
@@ -84,7 +85,8 @@ pub fn makes_unit(host: &Host) -> Result<bool> {
 
 /// The keeper is at work, or has done it, when this returns. Started twice, it starts once. `user` is whom the script
 /// runs as, where we are root and make a unit for it; else we are that user.
-pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
+/// `sandbox` shuts the unit in; without one we are in it already.
+pub fn start(host: &Host, site: &Site, user: Option<&str>, sandbox: Option<&Sandbox>) -> Result<()> {
     let look =
         || user.map_or_else(|| KeeperState::look(host, site), |user| KeeperState::ask(host, site, user));
     let is_done =
@@ -99,7 +101,8 @@ pub fn start(host: &Host, site: &Site, user: Option<&str>) -> Result<()> {
         // Where it cannot be read, a machine has no number of its own.
         let machine = host.read_text(Path::new(MACHINE)).ok().flatten();
         let grace = look()?.grace.context("there is nothing to run")?;
-        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim), grace)?;
+        let shut = sandbox.map(|sandbox| sandbox.unit(host, site, user)).transpose()?.unwrap_or_default();
+        let text = text(site, program.trim(), user, machine.as_deref().map(str::trim), grace, &shut)?;
         host.write(&unit_file(site), 0o644, text.as_bytes())?;
         host.run(&Cmd::new("systemctl", ["daemon-reload"]))?;
         host.run(&Cmd::new("systemctl", ["enable", "--now", "--quiet", &unit(site)]))?;
@@ -173,7 +176,14 @@ fn scope(program: &str, words: Vec<String>) -> Cmd {
 }
 
 /// Pure.
-fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, grace: u64) -> Result<String> {
+fn text(
+    site: &Site,
+    program: &str,
+    user: Option<&str>,
+    machine: Option<&str>,
+    grace: u64,
+    shut: &str,
+) -> Result<String> {
     let patience = grace.saturating_add(WRITING_DOWN);
     let plain = |word: &str| word.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let (home, run) = (site.home.to_str().context("the agent's home is no UTF-8")?, &site.run);
@@ -191,6 +201,7 @@ fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, g
         }
         _ => String::new(),
     };
+    let flag = if shut.is_empty() { "" } else { " --sandbox" };
     Ok(format!(
         "[Unit]\n\
          Description=Experiment {run}\n\
@@ -200,7 +211,7 @@ fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, g
          Type=exec\n\
          {user}\
          {here}\
-         ExecStart={program} agent watch --home {home} --run {run}\n\
+         ExecStart={program} agent watch --home {home} --run {run}{flag}\n\
          Restart=on-failure\n\
          RestartSec=2\n\
          # The script is told by its keeper, and is given as long as its keeper gives it.\n\
@@ -211,6 +222,7 @@ fn text(site: &Site, program: &str, user: Option<&str>, machine: Option<&str>, g
          # CUDA pins memory; data loaders open files by the thousand.\n\
          LimitMEMLOCK=infinity\n\
          LimitNOFILE=1048576\n\
+         {shut}\
          \n\
          [Install]\n\
          WantedBy=multi-user.target\n"
@@ -245,7 +257,7 @@ pub fn leave(host: &Host, site: &Site) -> Result<Alive> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::spec::RunId;
+    use crate::gpu::{agent::sandbox::exposure::assert_exposure, spec::RunId};
 
     fn site(home: &str) -> Site {
         Site { home: home.into(), run: RunId::try_from("esn-1".to_owned()).unwrap() }
@@ -253,23 +265,34 @@ mod tests {
 
     #[test]
     fn a_unit_says_what_is_to_be_started_and_nothing_can_be_slipped_into_it() {
-        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u"), None, 300).unwrap();
+        let text = text(&site("/home/u/.echoes"), "/b/echoes-appliance", Some("u"), None, 300, "").unwrap();
         let start = "User=u\nExecStart=/b/echoes-appliance agent watch --home /home/u/.echoes --run esn-1\n";
         assert!(text.contains(start), "{text}");
         assert!(text.contains("TimeoutStopSec=340\n"), "systemd waits for the script's grace: {text}");
         for (home, program, user) in [("/a b", "/p", "u"), ("/a", "/p\nUser=root", "u"), ("/a", "/p", "u%i")]
         {
             assert!(
-                super::text(&site(home), program, Some(user), None, 1).is_err(),
+                super::text(&site(home), program, Some(user), None, 1, "").is_err(),
                 "{home} {program} {user}"
             );
         }
     }
 
     #[test]
+    fn a_script_here_reaches_little_of_the_machine() {
+        let site = site("/var/lib/echoes-appliance/machine/ana");
+        let sandbox = Sandbox { writable: vec!["/mnt/echoes_data".into()] };
+        for user in [Some("ana"), None] {
+            let shut = sandbox.lines(&site, user, "", true).unwrap();
+            let text = text(&site, "/b/echoes-appliance", user, None, 300, &shut).unwrap();
+            assert_exposure("echoes-agent-esn-1.service", &text, 50);
+        }
+    }
+
+    #[test]
     fn a_copy_of_the_disk_in_another_machine_does_not_go_on_with_the_script() {
         let number = "0f9c1a2e-7c1d-4b1a-9a55-3b6f2d8e4c10";
-        let text = |machine| text(&site("/h"), "/p", None, machine, 1).unwrap();
+        let text = |machine| text(&site("/h"), "/p", None, machine, 1, "").unwrap();
         let line = format!("ExecCondition=+/bin/grep -qixF {number} /sys/class/dmi/id/product_uuid\n");
         assert!(text(Some(number)).contains(&line), "{}", text(Some(number)));
         for none in [None, Some(""), Some("x\nUser=root")] {

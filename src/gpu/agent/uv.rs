@@ -1,7 +1,7 @@
 //! uv, which makes environments: the one that is on the machine, else one of our own, fetched by its hash. It goes where
 //! this machine's pip goes.
 
-use super::{environment::once, site::Site};
+use super::{environment::once, sandbox, site::Site};
 use crate::{
     hash::{first, sha256},
     host::{Cmd, Host, System},
@@ -49,6 +49,11 @@ impl Uv {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
         let mut settings = python::settings(&pip, &inherited);
+        // First: a mirror that a person has named stays.
+        settings.splice(
+            ..0,
+            sandbox::caches(site, Path::new(&home)).into_iter().map(|(name, at)| (name.to_owned(), at)),
+        );
         settings.push(("UV_CACHE_DIR".into(), site.shared("cache").join("uv").display().to_string()));
         settings.push(("UV_NO_PROGRESS".into(), "1".into()));
         Ok(Self { program, settings })

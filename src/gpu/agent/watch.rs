@@ -12,6 +12,7 @@ use super::{
     oom::{OomKills, Starved},
     processes,
     samples::{Sampler, interval},
+    sandbox,
     site::{Begun, Order, Secrets, Site, read, write},
 };
 use crate::{
@@ -308,9 +309,12 @@ pub fn exec(host: &Host, site: &Site) -> Result<u8> {
     let order: Order = read(host, &site.order())?.context("there is nothing to run")?;
     let begun: Begun = read(host, &site.begun())?.context("it has not begun")?;
     let secrets: Secrets = read(host, &site.secrets())?.unwrap_or_default();
-    let made = environment::of(host, site)?;
+    let mut made = environment::of(host, site)?;
     let user = User::from_uid(getuid())?;
     let home = user.map_or_else(|| site.dir(), |user| user.dir);
+    // First, as what the project or the run says of the same comes before it.
+    let caches = sandbox::caches(site, &home).into_iter().map(|(name, at)| (name.to_owned(), at));
+    made.env.splice(..0, caches);
     let inherited = |name: &str| System::environment(name);
     let cmd = command(site, &order, &begun, &secrets, &made, &home, &inherited);
     Err(host.become_program(&cmd, &site.code()))

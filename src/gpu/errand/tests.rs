@@ -141,6 +141,7 @@ impl World {
         let given = Given {
             user: self.user.clone(),
             reader: Reader::new(crate::host::person::Person::ourselves()),
+            sandbox: None,
             data: self.at("data"),
             results: self.at("results"),
             owner: self.owner,

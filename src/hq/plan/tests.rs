@@ -28,6 +28,7 @@ fn hq(domain: &str, services: &[Service]) -> Vec<Resource> {
         nginx: (1, 22),
         python: (3, 11),
         ipv6: true,
+        metadata: Vec::new(),
         program: "/usr/bin/echoes-appliance".into(),
         build: "1".into(),
     };
