@@ -30,6 +30,9 @@ pub const DOCS: &str = "/var/www/docs/site";
 /// The description of the data disk's directories, out of the way of systemd's pass at boot.
 const DATA_TMPFILES: &str = "/etc/echoes-appliance/data.tmpfiles";
 
+/// Where nginx's unit is told how many files it may have open.
+const NGINX_LIMITS: &str = "systemd/system/nginx.service.d/echoes.conf";
+
 /// What the data disk holds.
 const DATA_DIRS: [&str; 5] = ["ucf101", "logs", "mlruns", "tfruns", "azure_results"];
 
@@ -75,6 +78,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/echoes-gpu@.service"),
     template!("systemd/system/echoes-sweep.service"),
     template!("systemd/system/echoes-sweep.timer"),
+    template!("systemd/system/nginx.service.d/echoes.conf"),
     template!("nginx/conf.d/echoes.conf"),
     template!("nginx/snippets/echoes-auth.conf"),
     template!("nginx/snippets/echoes-proxy.conf"),
@@ -251,7 +255,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
 /// Whom our services run as. People of the machine who are to be in the group were there before us.
 fn users() -> Vec<Expected> {
     let users = ["mlflow", "tensorboard"].into_iter().map(|name| Expected::User(name.into()));
-    let groups = ["echoes", "mlflow", "tensorboard"].into_iter().map(|name| Expected::Group(name.into()));
+    let groups = ["echoes", "mlflow", "tensorboard"]
+        .into_iter()
+        .map(|name| Expected::Group(name.into()));
     users.chain(groups).collect()
 }
 
@@ -284,7 +290,9 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
         target: etc("nginx/sites-available/default"),
         package: "nginx-common",
     }];
-    let mut reads = Vec::new();
+    let mut reads = vec![etc(NGINX_LIMITS)];
+    all.push(draw.file(NGINX_LIMITS)?);
+    all.push(Resource::Line(nginx::connections()));
     for template in TEMPLATES.iter().filter(|t| t.name.starts_with("nginx/")) {
         let wanted = template.service.is_none_or(|service| site.services.contains(&service));
         if !wanted || template.name.ends_with("echoes-auth.conf") && !guarded {
@@ -301,7 +309,7 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
     all.push(Resource::Unit(Unit {
         name: nginx::UNIT.into(),
         reads,
-        with: String::new(),
+        with: nginx::connections().to_string(),
         load: Load::Reload,
     }));
     Ok(all)
