@@ -17,6 +17,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 use tera::{Context, Tera};
@@ -41,6 +42,7 @@ const LINKED: [&str; 3] = ["logs", "mlruns", "tfruns"];
 
 pub const HTPASSWD: &str = "/etc/nginx/.htpasswd";
 pub const AUTH: &str = "echoes-auth.service";
+pub const TENSORBOARD_PROXY: &str = "tensorboard-proxy.service";
 
 /// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
 struct Template {
@@ -67,6 +69,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/data.mount"),
     template!("systemd/system/mlflow.service", Some(Service::Mlflow)),
     template!("systemd/system/tensorboard.service", Some(Service::Tensorboard)),
+    template!("systemd/system/tensorboard-proxy.service", Some(Service::Tensorboard)),
     template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
     template!("systemd/system/docs.service", Some(Service::Docs)),
     template!("systemd/system/echoes-auth.service"),
@@ -236,6 +239,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         };
         let reads: Vec<PathBuf> = reads.into_iter().flatten().collect();
         all.extend(draw.unit(&service.unit(), &reads, with)?);
+        if *service == Service::Tensorboard {
+            all.extend(draw.unit(TENSORBOARD_PROXY, &[], &machine.build)?);
+        }
     }
     all.push(draw.file("systemd/system/echoes-renew.service")?);
     all.push(draw.file("systemd/system/echoes-alert.service")?);
@@ -255,7 +261,7 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
 /// Whom our services run as. People of the machine who are to be in the group were there before us.
 fn users() -> Vec<Expected> {
     let users = ["mlflow", "tensorboard"].into_iter().map(|name| Expected::User(name.into()));
-    let groups = ["echoes", "mlflow", "tensorboard"]
+    let groups = ["echoes", "echoes-web", "mlflow", "tensorboard"]
         .into_iter()
         .map(|name| Expected::Group(name.into()));
     users.chain(groups).collect()
@@ -329,6 +335,10 @@ impl Drawing {
         context.insert("services", services);
         context.insert("program", &machine.program);
         context.insert("mlflow_loopback", &config.mlflow_loopback());
+        context.insert(
+            "mlflow_at",
+            &SocketAddr::new(config.mlflow.listen, config.mlflow.port.get()).to_string(),
+        );
         context.insert("mlflow_remote", &!config.mlflow_loopback().is_loopback());
         // What it talks to is not on this machine.
         let outside =
