@@ -91,6 +91,9 @@ const PER_USER: Allowance = Allowance { burst: 20, every: Duration::from_secs(10
 /// Lines in the journal. A guesser shall not fill the disk.
 const LINES: Allowance = Allowance { burst: 10, every: Duration::from_secs(6) };
 
+/// Looks at the kernel's table of connections at once. One takes milliseconds where there are thousands of connections.
+static LOOKING: Semaphore = Semaphore::const_new(4);
+
 /// Addresses and users whose tries are counted at once.
 const COUNTED: usize = 4096;
 
@@ -154,6 +157,8 @@ fn app(keeper: Arc<Keeper>, realm: HeaderValue, host: Arc<Host>) -> Router {
 async fn local_user(host: &Arc<Host>, headers: &HeaderMap) -> Option<(u32, bool)> {
     let connection = headers.get("x-echoes-connection")?.to_str().ok()?.to_owned();
     let host = Arc::clone(host);
+    // The few threads there are make hashes, too: a neighbour's many questions wait here.
+    let _turn = LOOKING.acquire().await.ok()?;
     let look = move || peer::look(&host, &connection);
     tokio::task::spawn_blocking(look).await.ok()?.ok()?
 }
