@@ -117,3 +117,33 @@ fn links_in_the_readme_lead_somewhere() {
         }
     }
 }
+
+#[test]
+fn what_nginx_shuts_is_what_the_manual_says_is_shut() {
+    let site = read("templates/nginx/sites-available/echoes-mlflow.conf");
+    // Of a regular expression what a person would write.
+    let plain = |word: &str| {
+        word.replace("[a-z-]*", "").replace('?', "").replace("/+", "/").trim_matches('/').to_owned()
+    };
+    let mut shut = BTreeSet::new();
+    for location in site.split("location ").filter(|block| block.contains("Not for remote users")) {
+        let pattern =
+            location.split(" {\n").next().unwrap().trim_start_matches("~* ^/+").trim_end_matches("(/|$)");
+        let pattern =
+            pattern.trim_start_matches("(ajax-api|api)/+[0-9.]+/*").trim_start_matches("mlflow/+[a-z/-]+/");
+        let pattern = pattern.trim_start_matches("(mlflow/+)?").trim_matches(['(', ')']);
+        shut.extend(pattern.split('|').map(plain));
+    }
+    assert!(shut.contains("assistant") && shut.contains("invoke") && shut.len() >= 9, "{shut:?}");
+    let page = read("assets/handbook/docs/access.md");
+    let table = page.split("## What is blocked, and why").nth(1).unwrap();
+    let mlflows = table.lines().filter_map(|line| line.strip_prefix("| MLflow's ")?.split(" | ").next());
+    let said: BTreeSet<String> =
+        mlflows.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(Into::into).collect();
+    assert_eq!(said, shut);
+    // And the numbers.
+    assert!(site.contains("client_max_body_size 32m;") && table.contains("32 MB"));
+    assert!(read("src/hq/nginx.rs").contains("CONNECTIONS: u32 = 8192") && table.contains("8,192"));
+    assert!(read("templates/nginx/snippets/echoes-site.conf").contains("client_header_timeout 10s;"));
+    assert!(table.contains("for ten seconds"));
+}

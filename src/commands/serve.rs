@@ -10,18 +10,26 @@ pub enum Command {
     /// A directory of pages
     Site {
         #[arg(long)]
-        listen: SocketAddr,
+        socket: PathBuf,
         #[arg(long)]
         root: PathBuf,
     },
     /// The dashboard: its page, and what it may read of MLflow
     Dashboard {
         #[arg(long)]
-        listen: SocketAddr,
+        socket: PathBuf,
         #[arg(long)]
         root: PathBuf,
+        /// MLflow's socket
         #[arg(long)]
-        mlflow: String,
+        mlflow: PathBuf,
+    },
+    /// A unix socket in front of a service that knows TCP alone
+    Proxy {
+        #[arg(long)]
+        socket: PathBuf,
+        #[arg(long)]
+        to: SocketAddr,
     },
     /// The password check behind nginx's auth_request
     Auth {
@@ -34,17 +42,19 @@ pub enum Command {
 }
 
 pub fn run(command: Command) -> Result<u8> {
+    let host = this_machine();
     match command {
-        Command::Site { listen, root } => web::run(web::site::serve(web::site::Site { listen, root }))?,
-        Command::Dashboard { listen, root, mlflow } => {
-            web::run(web::dashboard::serve(web::dashboard::Dashboard {
-                listen,
-                root,
-                mlflow: mlflow.parse()?,
-            }))?;
+        Command::Site { socket, root } => {
+            web::run(web::site::serve(&host, web::site::Site { socket, root }))?;
+        }
+        Command::Dashboard { socket, root, mlflow } => {
+            let dashboard = web::dashboard::Dashboard { socket, root, mlflow };
+            web::run(web::dashboard::serve(&host, dashboard))?;
+        }
+        Command::Proxy { socket, to } => {
+            web::run(web::proxy::serve(&host, web::proxy::Proxy { socket, to }))?;
         }
         Command::Auth { socket, htpasswd } => {
-            let host = this_machine();
             web::run(web::gate::serve(
                 &host,
                 web::gate::Gate { socket, htpasswd, realm: "Echoes headquarters".into() },

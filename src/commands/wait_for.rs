@@ -3,12 +3,15 @@
 use super::this_machine;
 use crate::{patience::Patience, web};
 use anyhow::{Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
     /// What must answer with a success
     url: String,
+    /// The unix socket that it listens on, whatever address the URL has
+    #[arg(long)]
+    socket: Option<PathBuf>,
     /// For how long to ask
     #[arg(long, default_value_t = 120)]
     seconds: u64,
@@ -18,7 +21,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<u8> {
-    let client = web::client::plain()?;
+    let client = match &args.socket {
+        Some(socket) => web::client::at_socket(socket)?,
+        None => web::client::plain()?,
+    };
     let host = this_machine();
     let is_gone = |pid: u32| Ok::<_, anyhow::Error>(!host.exists(Path::new(&format!("/proc/{pid}")))?);
     let answers = Patience::seconds(args.seconds).until(|| {

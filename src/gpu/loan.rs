@@ -73,7 +73,7 @@ pub fn mlflow(host: &Host, config: &Config, source: &Source) -> Result<Option<St
     };
     Ok(match source {
         _ if !here => None,
-        // Past nginx, which a machine's own processes need not go through.
+        // Without TLS, which a machine's own processes need not have. Who they are is asked there, too.
         Source::Local => Some(format!("http://{}:{}", config.mlflow_loopback(), config.mlflow.port)),
         Source::Ssh { .. } | Source::Azure => {
             Some(Service::Mlflow.url(config).trim_end_matches('/').to_owned())
@@ -113,10 +113,7 @@ pub struct Desk<'a> {
 impl Desk<'_> {
     /// Whether the script has to say who it is.
     fn guarded(&self, state: &State) -> Result<bool> {
-        let outside = state.spec.source != Source::Local;
-        Ok(outside
-            && self.config.mlflow.auth
-            && mlflow(self.host, self.config, &state.spec.source)?.is_some())
+        Ok(self.config.mlflow.auth && mlflow(self.host, self.config, &state.spec.source)?.is_some())
     }
 
     /// Change the password file, alone.
@@ -257,10 +254,21 @@ mod tests {
     }
 
     #[test]
-    fn a_script_on_this_machine_needs_no_user() {
+    fn a_script_on_this_machine_has_its_runs_login_as_on_any_other() {
         let (_dir, host) = headquarters();
         let config = Config::default();
-        Desk { host: &host, config: &config }.lend(&state(Source::Local, &[])).unwrap();
+        let desk = Desk { host: &host, config: &config };
+        let here = state(Source::Local, &[]);
+        desk.lend(&here).unwrap();
+        let lent = secrets(&host, &here.spec.run).unwrap();
+        let file = users::read(&host, Path::new(HTPASSWD)).unwrap();
+        assert_eq!(file.verify(&lent[USER].parse().unwrap(), &lent[PASSWORD]), Answer::Right);
+        desk.take_back(&here).unwrap();
+        assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
+        // Nor here where MLflow asks nobody.
+        let mut open = config.clone();
+        open.mlflow.auth = false;
+        Desk { host: &host, config: &open }.lend(&here).unwrap();
         assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
         let environment = environment(&host, &config, &Spec::example("r1")).unwrap();
         let expected = [

@@ -19,6 +19,7 @@ use crate::{
 use anyhow::{Context as _, Result};
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 use tera::{Context, Tera};
@@ -32,6 +33,9 @@ pub const DOCS: &str = "/var/www/docs/site";
 /// The description of the data disk's directories, out of the way of systemd's pass at boot.
 const DATA_TMPFILES: &str = "/etc/echoes-appliance/data.tmpfiles";
 
+/// Where nginx's unit is told how many files it may have open.
+const NGINX_LIMITS: &str = "systemd/system/nginx.service.d/echoes.conf";
+
 /// What the data disk holds.
 const DATA_DIRS: [&str; 5] = ["ucf101", "logs", "mlruns", "tfruns", "azure_results"];
 
@@ -40,6 +44,7 @@ const LINKED: [&str; 3] = ["logs", "mlruns", "tfruns"];
 
 pub const HTPASSWD: &str = "/etc/nginx/.htpasswd";
 pub const AUTH: &str = "echoes-auth.service";
+pub const TENSORBOARD_PROXY: &str = "tensorboard-proxy.service";
 
 /// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
 struct Template {
@@ -66,6 +71,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/data.mount"),
     template!("systemd/system/mlflow.service", Some(Service::Mlflow)),
     template!("systemd/system/tensorboard.service", Some(Service::Tensorboard)),
+    template!("systemd/system/tensorboard-proxy.service", Some(Service::Tensorboard)),
     template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
     template!("systemd/system/docs.service", Some(Service::Docs)),
     template!("systemd/system/echoes-auth.service"),
@@ -77,6 +83,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/echoes-gpu@.service"),
     template!("systemd/system/echoes-sweep.service"),
     template!("systemd/system/echoes-sweep.timer"),
+    template!("systemd/system/nginx.service.d/echoes.conf"),
     template!("nginx/conf.d/echoes.conf"),
     template!("nginx/snippets/echoes-auth.conf"),
     template!("nginx/snippets/echoes-proxy.conf"),
@@ -236,6 +243,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
         };
         let reads: Vec<PathBuf> = reads.into_iter().flatten().collect();
         all.extend(draw.unit(&service.unit(), &reads, with)?);
+        if *service == Service::Tensorboard {
+            all.extend(draw.unit(TENSORBOARD_PROXY, &[], &machine.build)?);
+        }
     }
     all.push(draw.file("systemd/system/echoes-renew.service")?);
     all.push(draw.file("systemd/system/echoes-alert.service")?);
@@ -255,7 +265,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
 /// Whom our services run as. People of the machine who are to be in the group were there before us.
 fn users() -> Vec<Expected> {
     let users = ["mlflow", "tensorboard"].into_iter().map(|name| Expected::User(name.into()));
-    let groups = ["echoes", "mlflow", "tensorboard"].into_iter().map(|name| Expected::Group(name.into()));
+    let groups = ["echoes", "echoes-web", "mlflow", "tensorboard"]
+        .into_iter()
+        .map(|name| Expected::Group(name.into()));
     users.chain(groups).collect()
 }
 
@@ -288,7 +300,9 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
         target: etc("nginx/sites-available/default"),
         package: "nginx-common",
     }];
-    let mut reads = Vec::new();
+    let mut reads = vec![etc(NGINX_LIMITS)];
+    all.push(draw.file(NGINX_LIMITS)?);
+    all.push(Resource::Line(nginx::connections()));
     for template in TEMPLATES.iter().filter(|t| t.name.starts_with("nginx/")) {
         let wanted = template.service.is_none_or(|service| site.services.contains(&service));
         if !wanted || template.name.ends_with("echoes-auth.conf") && !guarded {
@@ -305,7 +319,7 @@ fn web(draw: &Drawing, site: &Site, guarded: bool) -> Result<Vec<Resource>> {
     all.push(Resource::Unit(Unit {
         name: nginx::UNIT.into(),
         reads,
-        with: String::new(),
+        with: nginx::connections().to_string(),
         load: Load::Reload,
     }));
     Ok(all)
@@ -325,6 +339,10 @@ impl Drawing {
         context.insert("services", services);
         context.insert("program", &machine.program);
         context.insert("mlflow_loopback", &config.mlflow_loopback());
+        context.insert(
+            "mlflow_at",
+            &SocketAddr::new(config.mlflow.listen, config.mlflow.port.get()).to_string(),
+        );
         context.insert("mlflow_remote", &!config.mlflow_loopback().is_loopback());
         // What it talks to is not on this machine.
         let outside =

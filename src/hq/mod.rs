@@ -11,6 +11,7 @@ pub mod env;
 pub mod eyes;
 pub mod htpasswd;
 pub mod issuance;
+pub mod line;
 pub mod machine;
 pub mod mlflow;
 pub mod nginx;

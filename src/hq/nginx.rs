@@ -2,6 +2,7 @@
 //! to every route, and put back as they were when the proof fails. What nginx serves is never half of anything.
 
 use super::{
+    line::{self, Line},
     plan::Change,
     receipt::{Book, Entry, Receipt},
     resource::{Resource, Unit, last_words},
@@ -21,6 +22,16 @@ use std::{
 
 pub const UNIT: &str = "nginx.service";
 const TREE: &str = "/etc/nginx";
+
+/// Connections that one worker may have. Debian's 768 are two hundred readers' and one laptop's that says nothing; each costs
+/// half a kilobyte before it is used. The files of nginx's unit are four times as many.
+const CONNECTIONS: u32 = 8192;
+
+/// The one line that can only stand in nginx's own file.
+pub fn connections() -> Line {
+    let path = Path::new(TREE).join("nginx.conf");
+    Line { path, block: "events", directive: "worker_connections", least: CONNECTIONS }
+}
 
 /// A copy of the whole tree with our changes in it.
 const STAGE: &str = "/var/lib/echoes-appliance/nginx/stage";
@@ -124,6 +135,8 @@ fn stage(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
             Change::Make(Resource::File(file), _) => {
                 staged.write(&moved(&file.path), file.mode, file.text.as_bytes())?;
             }
+            Change::Make(Resource::Line(line), _) => line.stage(&staged, &moved(&line.path))?,
+            Change::Undo(Undo::Line { path, line }) => drop(line::put_back(&staged, &moved(path), line)?),
             Change::Make(Resource::Link { path, target }, _) => staged.link(&moved(path), target)?,
             Change::Make(Resource::SetAside { path, .. }, _) => staged.remove(&moved(path))?,
             Change::Undo(undo @ (Undo::File(path) | Undo::Link(path)))
@@ -207,6 +220,7 @@ fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
     }
     host.ask(&Cmd::new("systemctl", ["reset-failed", UNIT]))?;
     let before = workers(host)?;
+    raise_limit(host)?;
     host.run(&Cmd::new("systemctl", ["reload-or-restart", UNIT])).or_find(|| last_words(host, UNIT))?;
     // Until the old workers stop accepting, an answer may be the old configuration's.
     Patience::seconds(10).until(|| {
@@ -218,6 +232,26 @@ fn load(host: &Host, unit: Option<&Unit>) -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// Gives a running nginx the number of open files that its unit has now: its new workers get the old one's otherwise, until it
+/// is started anew, which would drop connections.
+fn raise_limit(host: &Host) -> Result<()> {
+    let show = |what: &str| -> Result<String> {
+        let out = host.ask(&Cmd::new("systemctl", ["show", "-p", what, "--value", UNIT]))?;
+        Ok(out.stdout.trim().to_owned())
+    };
+    let (main, limit) = (show("MainPID")?, show("LimitNOFILE")?);
+    if main != "0" && limit.parse::<u64>().is_ok() {
+        let prlimit = |words: &[&str]| host.ask(&Cmd::new("prlimit", [&["--pid", &main], words].concat()));
+        if !prlimit(&[&format!("--nofile={limit}:{limit}")])?.ok() {
+            // A container's root may not go beyond what it was given; systemd then takes that as well.
+            let most = prlimit(&["--nofile", "--output=HARD", "--noheadings", "--raw"])?.stdout;
+            // What renews certificates may not do this, and need not: the limit is not what it has changed.
+            prlimit(&[&format!("--nofile={most}:{most}", most = most.trim())])?;
+        }
+    }
+    Ok(())
 }
 
 /// The processes that accept connections: children of nginx's main process that are not on their way out.
@@ -243,8 +277,8 @@ fn workers(host: &Host) -> Result<Vec<String>> {
 fn put_back(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
     let before = Host::new(host.path(Path::new(BEFORE)), System);
     let receipt = book.receipt();
-    let Receipt { files: ours, links, aside, .. } = &*receipt;
-    let noted = ours.keys().chain(links.keys()).chain(aside.keys()).cloned();
+    let Receipt { files: ours, links, aside, lines, .. } = &*receipt;
+    let noted = ours.keys().chain(links.keys()).chain(aside.keys()).chain(lines.keys()).cloned();
     let changed = files.iter().filter_map(|change| match change {
         Change::Make(resource, _) => resource.path().map(Into::into),
         Change::Undo(undo) => undo.path().map(Into::into),
@@ -277,6 +311,18 @@ fn put_back(host: &Host, files: &[&Change], book: &Book) -> Result<()> {
                 }
                 _ => {
                     let bytes = before.read(&was)?.unwrap_or_default();
+                    // Of such a file one line alone is ours. Where that was to go it is ours again.
+                    let line = files.iter().find_map(|change| match change {
+                        Change::Undo(Undo::Line { path: at, line }) if *at == path => Some(line.clone()),
+                        _ => None,
+                    });
+                    if let Some(line) = line.as_ref().or(lines.get(&path)) {
+                        if let Some(now) = line::standing(&before, &was, line)? {
+                            book.note(Entry::Replaced { path: path.clone(), was: line.was.clone(), now })?;
+                        }
+                        host.write_owned(&path, meta.mode, Some((meta.uid, meta.gid)), &bytes)?;
+                        continue;
+                    }
                     // One that was to go was ours; one that somebody edited stays what it is, edited.
                     if !book.receipt().files.contains_key(&path) {
                         book.note(Entry::Wrote {

@@ -4,7 +4,7 @@
 mod litter;
 
 use super::{
-    blueprint::HTPASSWD,
+    blueprint::{AUTH, HTPASSWD, TENSORBOARD_PROXY},
     certificate::{self, Standing},
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
@@ -205,9 +205,10 @@ pub fn ask_all(
             "`echoes-appliance install` writes nginx's files again",
         ));
         add(row("web.listeners", listeners(scene), "bind it to 127.0.0.1, or close its port to the network"));
-        for unit in [nginx::UNIT, super::blueprint::AUTH, "echoes-renew.timer"] {
+        for unit in [nginx::UNIT, AUTH, TENSORBOARD_PROXY, "echoes-renew.timer"] {
             let guarded = scene.services.iter().any(|service| service.auth(scene.config));
-            if unit != super::blueprint::AUTH || guarded {
+            let tensorboard = scene.services.contains(&Service::Tensorboard);
+            if (unit != AUTH || guarded) && (unit != TENSORBOARD_PROXY || tensorboard) {
                 add(row(
                     &format!("unit.{unit}"),
                     unit_is_well(scene, unit),

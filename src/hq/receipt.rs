@@ -2,7 +2,7 @@
 //!
 //! The note of a thing comes before the thing: whatever is on the machine and not in here is not ours.
 
-use super::service::Service;
+use super::{line::Replaced, service::Service};
 use crate::{
     host::{Busy, Host},
     journal::{Damaged, Journal, or_mend},
@@ -43,6 +43,12 @@ pub enum Entry {
     SetAside {
         path: PathBuf,
         target: PathBuf,
+    },
+    /// One line of a package's own file, which was `was`; empty where there was none.
+    Replaced {
+        path: PathBuf,
+        was: String,
+        now: String,
     },
     /// Something whose contents change without us (a password file, keys): ours whatever it holds.
     Created {
@@ -118,6 +124,7 @@ pub struct Receipt {
     pub aside: BTreeMap<PathBuf, PathBuf>,
     /// Directories of results, and the mode that each had before we shut it.
     pub shut: BTreeMap<PathBuf, u32>,
+    pub lines: BTreeMap<PathBuf, Replaced>,
     pub created: BTreeSet<PathBuf>,
     pub built: BTreeSet<PathBuf>,
     /// Directories to remove when nothing is left in them, whoever they were made for.
@@ -144,6 +151,11 @@ impl Receipt {
                 self.dirs.extend(dirs);
             }
             Entry::SetAside { path, target } => drop(self.aside.insert(path, target)),
+            Entry::Replaced { path, was, now } => {
+                // What was there first is what comes back.
+                let line = self.lines.entry(path).or_insert_with(|| Replaced { was, ..Replaced::default() });
+                line.now.insert(now);
+            }
             Entry::Created { path, dirs } => {
                 self.created.insert(path);
                 self.dirs.extend(dirs);
@@ -175,7 +187,10 @@ impl Receipt {
                 self.built.remove(&path);
                 self.dirs.remove(&path);
             }
-            Entry::PutBack { path } => drop(self.aside.remove(&path)),
+            Entry::PutBack { path } => {
+                self.aside.remove(&path);
+                self.lines.remove(&path);
+            }
             Entry::RemovedUsers { users, groups } => {
                 self.users.retain(|u| !users.contains(u));
                 self.groups.retain(|g| !groups.contains(g));
@@ -191,13 +206,27 @@ impl Receipt {
 
     /// Whether nothing of ours is left.
     pub fn is_empty(&self) -> bool {
-        let Self { packages, files, links, aside, shut, created, built, dirs, users, groups, units, .. } =
-            self;
+        let Self {
+            packages,
+            files,
+            links,
+            aside,
+            shut,
+            lines,
+            created,
+            built,
+            dirs,
+            users,
+            groups,
+            units,
+            ..
+        } = self;
         packages.is_empty()
             && files.is_empty()
             && links.is_empty()
             && aside.is_empty()
             && shut.is_empty()
+            && lines.is_empty()
             && created.is_empty()
             && built.is_empty()
             && dirs.is_empty()
@@ -330,6 +359,23 @@ mod tests {
         let receipt = read(&before).unwrap();
         assert_eq!((receipt.files.len(), receipt.dirs.len()), (1, 3));
         assert_eq!(receipt.loaded["mlflow.service"], "abc");
+    }
+
+    /// Entries that came later, as they were first written. Never changed either.
+    #[test]
+    fn a_line_of_a_packages_file_is_noted_as_it_was_first_until_it_is_put_back() {
+        let noted = [
+            r#"{"v":1,"at":0,"did":"replaced","path":"/etc/x","was":"768","now":"8192"}"#,
+            r#"{"v":1,"at":1,"did":"replaced","path":"/etc/x","was":"8192","now":"9000"}"#,
+        ]
+        .map(|line| format!("{line}\n"))
+        .concat();
+        let receipt = read(&noted).unwrap();
+        let line = &receipt.lines[Path::new("/etc/x")];
+        assert_eq!((line.was.as_str(), line.now.len()), ("768", 2));
+        assert!(!receipt.is_empty());
+        let back = format!("{noted}{}\n", r#"{"v":1,"at":2,"did":"put-back","path":"/etc/x"}"#);
+        assert!(read(&back).unwrap().is_empty());
     }
 
     #[test]

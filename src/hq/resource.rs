@@ -9,6 +9,7 @@ use super::{
     blueprint::DataDisk,
     certificate, env,
     eyes::Eyes,
+    line::Line,
     python,
     receipt::{Book, Entry, Receipt},
 };
@@ -44,6 +45,8 @@ pub enum Resource {
         target: PathBuf,
         package: &'static str,
     },
+    /// One line of a file that is a package's own.
+    Line(Line),
     /// A directory, whatever is in it.
     Dir {
         path: PathBuf,
@@ -178,6 +181,7 @@ impl Resource {
                 }
                 Some(_) => Ok(Seen::Foreign("a site that is not the distribution's own".into())),
             },
+            Self::Line(line) => line.look(host, receipt),
             Self::Dir { path } => match host.meta(path)?.map(|meta| meta.kind) {
                 None => wrong("missing"),
                 Some(Kind::Dir) => Ok(Seen::Right),
@@ -264,6 +268,7 @@ impl Resource {
                 book.note(Entry::SetAside { path: path.clone(), target: target.clone() })?;
                 host.remove(path)
             }
+            Self::Line(line) => line.make(host, book),
             Self::Dir { path } => {
                 let dirs = missing_dirs(host, &path.join("in it"))?;
                 book.note(Entry::MadeDirs { dirs })?;
@@ -313,6 +318,7 @@ impl Resource {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::File(file) => Some(&file.path),
+            Self::Line(line) => Some(&line.path),
             Self::Link { path, .. }
             | Self::SetAside { path, .. }
             | Self::Program { path, .. }
@@ -561,6 +567,7 @@ impl fmt::Display for Resource {
             Self::File(file) => write!(f, "file {}", file.path.display()),
             Self::Link { path, target } => write!(f, "link {} to {}", path.display(), target.display()),
             Self::SetAside { path, .. } => write!(f, "setting aside {}", path.display()),
+            Self::Line(line) => write!(f, "{line}"),
             Self::Dir { path } => write!(f, "directory {}", path.display()),
             Self::Applied { file, tool: Tool::Sysusers, .. } => write!(f, "users of {}", file.display()),
             Self::Applied { file, tool: Tool::Tmpfiles, .. } => {

@@ -96,7 +96,8 @@ impl Survey {
         let listeners = listeners(&host.run(&Cmd::new("ss", ["-H", "-l", "-n", "-t", "-p"]))?);
         let stranger = |port: u16, unit: &str| -> Result<Option<String>> {
             for listener in listeners.iter().filter(|listener| listener.port == port) {
-                if !listener.is_of(host, unit)? {
+                // A service of an earlier version of ours listened there itself.
+                if !listener.is_of(host, nginx::UNIT)? && !listener.is_of(host, unit)? {
                     return Ok(Some(listener.to_string()));
                 }
             }

@@ -5,6 +5,7 @@
 
 use super::{
     apt,
+    line::{self, Replaced},
     receipt::{Book, Entry, Receipt},
     resource::Resource,
     results,
@@ -32,6 +33,11 @@ pub enum Undo {
     Aside {
         path: PathBuf,
         target: PathBuf,
+    },
+    /// Put the line back that stood in a package's own file.
+    Line {
+        path: PathBuf,
+        line: Replaced,
     },
     Created(PathBuf),
     Built(PathBuf),
@@ -79,6 +85,8 @@ pub fn unwanted(receipt: &Receipt, wanted: &[Resource]) -> Vec<Undo> {
     all.extend(receipt.files.keys().filter(unwanted).cloned().map(Undo::File));
     let aside = receipt.aside.iter().filter(|(path, _)| unwanted(path));
     all.extend(aside.map(|(path, target)| Undo::Aside { path: path.clone(), target: target.clone() }));
+    let lines = receipt.lines.iter().filter(|(path, _)| unwanted(path));
+    all.extend(lines.map(|(path, line)| Undo::Line { path: path.clone(), line: line.clone() }));
     all.extend(receipt.created.iter().filter(unwanted).cloned().map(Undo::Created));
     all.extend(receipt.built.iter().filter(unwanted).cloned().map(Undo::Built));
     // Users, packages and directories are shared by everything we install, so they go when all of it goes.
@@ -112,6 +120,14 @@ impl Undo {
             (_, None) => Fate::Gone,
             (Self::Mode { .. }, _) if results::is_shut(host, path)? => Fate::Goes,
             (Self::Mode { .. }, _) => Fate::Stays("somebody changed it since".into()),
+            (Self::Line { line, .. }, Some(_)) => {
+                let text = host.read_text(path)?.unwrap_or_default();
+                match line::standing(host, path, line)? {
+                    Some(_) => Fate::Goes,
+                    None if text.lines().any(|found| found == line.was) => Fate::Gone,
+                    None => Fate::Stays("its line was edited since we wrote it".into()),
+                }
+            }
             (Self::File(_), Some(Kind::File)) => {
                 let bytes = host.read_at_most(path, PROGRAM)?.unwrap_or_default();
                 let ours = receipt.files.get(path).is_some_and(|hashes| hashes.contains(&sha256(&bytes)));
@@ -168,6 +184,12 @@ impl Undo {
                 }
                 book.note(Entry::Reopened { path: path.clone() })?;
             }
+            Self::Line { path, line } => {
+                if fate == Fate::Goes {
+                    line::put_back(host, path, line)?;
+                }
+                book.note(Entry::PutBack { path: path.clone() })?;
+            }
             Self::Built(path) => {
                 host.remove_tree(path)?;
                 book.note(Entry::Removed { path: path.clone() })?;
@@ -211,7 +233,7 @@ impl Undo {
             | Self::Created(path)
             | Self::Built(path)
             | Self::Dir(path) => Some(path),
-            Self::Aside { path, .. } | Self::Mode { path, .. } => Some(path),
+            Self::Aside { path, .. } | Self::Mode { path, .. } | Self::Line { path, .. } => Some(path),
             Self::Unit(_) | Self::Users { .. } | Self::Packages(_) => None,
         }
     }
@@ -247,6 +269,7 @@ impl fmt::Display for Undo {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Link(path) => write!(f, "link {}", path.display()),
             Self::Aside { path, .. } => write!(f, "what replaced {}", path.display()),
+            Self::Line { path, .. } => write!(f, "our line of {}", path.display()),
             Self::Created(path) => write!(f, "file {}", path.display()),
             Self::Built(path) => write!(f, "directory {} and all in it", path.display()),
             Self::Users { users, groups } => {

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result, ensure};
 use std::{
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     time::Duration,
 };
 
@@ -40,6 +41,11 @@ fn builder() -> reqwest::ClientBuilder {
 /// For services on loopback, without TLS.
 pub fn plain() -> Result<Client> {
     Ok(Client(builder().tls_certs_only([]).build()?))
+}
+
+/// For a service at a unix socket, whatever name the URL has.
+pub fn at_socket(socket: &Path) -> Result<Client> {
+    Ok(Client(builder().tls_certs_only([]).unix_socket(socket).build()?))
 }
 
 /// Reaches a name at this address, whatever DNS says, without TLS, and waits no longer than this.

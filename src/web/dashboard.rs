@@ -1,10 +1,11 @@
 //! The dashboard: its page, and a read-only view of MLflow's experiments and runs for it.
 //!
-//! MLflow is asked on loopback, with a limit to time, size and number; what it answers is read into the few
+//! MLflow is asked at its socket, with a limit to time, size and number; what it answers is read into the few
 //! fields that we show and checked, because whoever logs a run decides what is in it. Nothing here can change
 //! anything in MLflow.
 
-use super::{attend, loopback, site};
+use super::{attend, gate, site};
+use crate::host::Host;
 use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
@@ -16,7 +17,11 @@ use axum::{
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::Semaphore;
 use tower_http::set_header::SetResponseHeaderLayer;
 
@@ -46,17 +51,20 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
 pub struct Dashboard {
     /// The page's files.
     pub root: PathBuf,
-    pub listen: SocketAddr,
-    /// Where MLflow listens, such as `http://127.0.0.1:5000`; a path in it is kept.
-    pub mlflow: Url,
+    pub socket: PathBuf,
+    /// Where MLflow listens.
+    pub mlflow: PathBuf,
 }
 
 /// Serve until SIGTERM.
-pub async fn serve(dashboard: Dashboard) -> Result<()> {
-    let Dashboard { root, listen, mlflow } = dashboard;
-    let listener = loopback(listen).await?;
-    let status = format!("serving {} on {listen}, runs from {mlflow}", root.display());
-    attend(listener, app(root, Mlflow::new(mlflow, PATIENCE)?), &status).await
+pub async fn serve(host: &Host, dashboard: Dashboard) -> Result<()> {
+    let Dashboard { root, socket, mlflow } = dashboard;
+    let listener = gate::listen(host, &socket)?;
+    let status =
+        format!("serving {} on {}, runs from {}", root.display(), socket.display(), mlflow.display());
+    // The name is not looked up: MLflow answers to it.
+    let base = "http://localhost".parse().context("naming MLflow")?;
+    attend(listener, app(root, Mlflow::new(base, Some(&mlflow), PATIENCE)?), &status).await
 }
 
 fn app(root: PathBuf, mlflow: Mlflow) -> Router {
@@ -121,9 +129,13 @@ struct Mlflow {
 }
 
 impl Mlflow {
-    fn new(base: Url, patience: Duration) -> Result<Self> {
+    fn new(base: Url, socket: Option<&Path>, patience: Duration) -> Result<Self> {
+        let mut client = reqwest::Client::builder();
+        if let Some(socket) = socket {
+            client = client.unix_socket(socket);
+        }
         // A redirect or a proxy could only lead away from this machine.
-        let client = reqwest::Client::builder()
+        let client = client
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(2))
@@ -445,7 +457,7 @@ mod tests {
     async fn before(mlflow: Url) -> Url {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/dashboard");
-        serve(app(root.into(), Mlflow::new(mlflow, Duration::from_millis(300)).unwrap())).await
+        serve(app(root.into(), Mlflow::new(mlflow, None, Duration::from_millis(300)).unwrap())).await
     }
 
     async fn get(dashboard: &Url, path: &str) -> (u16, Value) {
@@ -620,7 +632,7 @@ mod tests {
 
     async fn before_patient(mlflow: Url) -> Url {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        serve(app("/nonexistent".into(), Mlflow::new(mlflow, Duration::from_secs(30)).unwrap())).await
+        serve(app("/nonexistent".into(), Mlflow::new(mlflow, None, Duration::from_secs(30)).unwrap())).await
     }
 
     #[tokio::test]

@@ -14,15 +14,18 @@
 //! removed or has a new password is out as soon as the file is read again, and nobody else notices. The file
 //! is compared four times a second, by its bytes: its times and size can stay the same while it changes.
 //!
+//! On loopback nginx also names the connection, and who is root or a member by the kernel's word passes without a login.
+//!
 //! Nothing is written anywhere but one line in the journal for a refusal, with the address and the user.
 
 use super::{
     attend, hold,
     memory::{Key, Limits, Memory},
+    peer,
     tries::{Allowance, Tries},
 };
 use crate::{
-    host::Host,
+    host::{Host, System},
     hq::htpasswd::{Htpasswd, Lock},
 };
 use anyhow::{Context as _, Result};
@@ -88,6 +91,9 @@ const PER_USER: Allowance = Allowance { burst: 20, every: Duration::from_secs(10
 /// Lines in the journal. A guesser shall not fill the disk.
 const LINES: Allowance = Allowance { burst: 10, every: Duration::from_secs(6) };
 
+/// Looks at the kernel's table of connections at once. One takes milliseconds where there are thousands of connections.
+static LOOKING: Semaphore = Semaphore::const_new(4);
+
 /// Addresses and users whose tries are counted at once.
 const COUNTED: usize = 4096;
 
@@ -106,18 +112,20 @@ pub async fn serve(host: &Host, gate: Gate) -> Result<()> {
     let keeper = Arc::new(Keeper::new(Instant::now, journal)?);
     keeper.read(host, &gate.htpasswd);
     let listener = listen(host, &gate.socket)?;
+    let here = Arc::new(Host::new(host.root(), System));
     let status = format!(
         "asked on {}, by {}",
         gate.socket.display(),
         gate.htpasswd.first().map_or("?".into(), |path| path.display().to_string())
     );
     tokio::select! {
-        served = attend(listener, app(keeper.clone(), realm), &status) => served,
+        served = attend(listener, app(keeper.clone(), realm, here), &status) => served,
         never = keeper.watch(host, &gate.htpasswd) => match never {},
     }
 }
 
-fn listen(host: &Host, socket: &Path) -> Result<UnixListener> {
+/// A socket for our user and group, and for nobody else.
+pub fn listen(host: &Host, socket: &Path) -> Result<UnixListener> {
     // A socket left by a crash cannot be bound again; systemd sees to it that there is one of us.
     host.remove(socket)?;
     let at = host.path(socket);
@@ -129,13 +137,35 @@ fn listen(host: &Host, socket: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
-fn app(keeper: Arc<Keeper>, realm: HeaderValue) -> Router {
-    let ask = |State(keeper): State<Arc<Keeper>>, headers: HeaderMap| async move {
+fn app(keeper: Arc<Keeper>, realm: HeaderValue, host: Arc<Host>) -> Router {
+    let ask = async move |State(keeper): State<Arc<Keeper>>, headers: HeaderMap| {
         let login = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-        let from = headers.get("x-real-ip").and_then(|ip| ip.to_str().ok()).and_then(|ip| ip.parse().ok());
+        let mut from =
+            headers.get("x-real-ip").and_then(|ip| ip.to_str().ok()).and_then(|ip| ip.parse().ok());
+        if let Some((uid, is_member)) = local_user(&host, &headers).await {
+            if is_member && !login.is_some_and(is_of_a_run) {
+                return Answer::Pass.response(&realm);
+            }
+            from = Some(peer::address(uid));
+        }
         keeper.ask(login, from).await.response(&realm)
     };
     Router::new().fallback(ask).with_state(keeper)
+}
+
+/// The user of this machine whose connection nginx names, and whether a member. Where that cannot be seen, as everybody else.
+async fn local_user(host: &Arc<Host>, headers: &HeaderMap) -> Option<(u32, bool)> {
+    let connection = headers.get("x-echoes-connection")?.to_str().ok()?.to_owned();
+    let host = Arc::clone(host);
+    // The few threads there are make hashes, too: a neighbour's many questions wait here.
+    let _turn = LOOKING.acquire().await.ok()?;
+    let look = move || peer::look(&host, &connection);
+    tokio::task::spawn_blocking(look).await.ok()?.ok()?
+}
+
+/// Whether a login is one that a run was lent. Whoever shows it is that run, and no more, also from a member's process.
+fn is_of_a_run(login: &[u8]) -> bool {
+    credentials(login).is_some_and(|(user, _)| user.starts_with("run-"))
 }
 
 /// `Basic realm="…", charset="UTF-8"`, so that browsers send letters beyond ASCII the way our clients do.
@@ -478,7 +508,7 @@ fn printable(user: &str) -> String {
 
 /// One line in the journal, with fields to search by.
 fn journal(refusal: Refusal) {
-    let address = |from: Option<IpAddr>| from.map_or("an unknown address".to_owned(), |ip| ip.to_string());
+    let address = |from: Option<IpAddr>| from.map_or("an unknown address".to_owned(), peer::words);
     let more = |unsaid: u64| if unsaid == 0 { String::new() } else { format!("; {unsaid} more not shown") };
     let (priority, text, user, from) = match &refusal {
         Refusal::Wrong { user, from, unsaid } => {
@@ -503,7 +533,7 @@ fn journal(refusal: Refusal) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::System, web::attend_until};
+    use crate::web::attend_until;
     use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -565,7 +595,7 @@ mod tests {
             host.make_dir(Path::new("/run")).unwrap();
             let listener = listen(&host, Path::new("/run/gate.sock")).unwrap();
             let files = [HTPASSWD.into()];
-            let app = app(self.keeper.clone(), challenge("HQ").unwrap());
+            let app = app(self.keeper.clone(), challenge("HQ").unwrap(), Arc::new(self.host()));
             let (end, ended) = tokio::sync::oneshot::channel::<()>();
             let served = attend_until(listener, app, async { drop(ended.await) });
             tokio::select! {
@@ -628,6 +658,59 @@ mod tests {
             }
         })
         .await;
+    }
+
+    /// As nginx says it of loopback: from which port, and to which.
+    fn from_port(port: u16) -> String {
+        format!("127.0.0.1\r\nX-Echoes-Connection: 127.0.0.1 {port} 127.0.0.1 5000")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn on_loopback_members_pass_by_the_kernels_word_and_neighbours_are_asked() {
+        let users = [line("bob", "bob-password"), line("run-r1", "run-password")].concat();
+        let town = Town::of(&users);
+        let host = town.host();
+        let row =
+            |port: u16, uid: u32| format!("0: 0100007F:{port:04X} 0100007F:1388 01 0:0 0:0 0 {uid} 0 77 1\n");
+        let table = [row(40000, 1000), row(40001, 1001), row(40002, 0)].concat();
+        for (path, text) in [
+            ("/proc/self/net/tcp", table.as_str()),
+            ("/etc/passwd", "ana:x:1000:1000::/:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n"),
+            ("/etc/group", "echoes:x:990:ana\n"),
+        ] {
+            host.write(Path::new(path), 0o644, text.as_bytes()).unwrap();
+        }
+        town.while_open(async |town| {
+            let status =
+                async |login: Option<&str>, port| town.knock(login, &from_port(port)).await[9..12].to_owned();
+            let (ana, bob, root, gone) = (40000, 40001, 40002, 40003);
+            assert_eq!(status(None, ana).await, "204");
+            assert_eq!(status(None, root).await, "204");
+            assert_eq!(status(None, bob).await, "401");
+            assert_eq!(status(None, gone).await, "401");
+            assert_eq!(status(Some(&basic("bob", "bob-password")), bob).await, "204");
+            // What a script has in its environment for another server hinders no member.
+            assert_eq!(status(Some(&basic("elsewhere", "x")), ana).await, "204");
+            // A run's login is the run's, whoever's process shows it.
+            assert_eq!(status(Some(&basic("run-r1", "run-password")), ana).await, "204");
+            assert_eq!(status(Some(&basic("run-r1", "wrong")), ana).await, "401");
+            assert_eq!(status(Some(&basic("run-r2", "wrong")), root).await, "401");
+            // Who comes from elsewhere has no such header from nginx; one without sense lets nobody in.
+            let odd = "127.0.0.1\r\nX-Echoes-Connection: root";
+            assert_eq!(&town.knock(None, odd).await[9..12], "401");
+            // One neighbour's guesses are not another's.
+            for n in 0..PER_ADDRESS.burst {
+                assert_eq!(status(Some(&basic("ana", &format!("guess{n}"))), bob).await, "401", "{n}");
+            }
+            assert_eq!(status(Some(&basic("ana", "more")), bob).await, "403");
+            assert_eq!(status(Some(&basic("nobody", "more")), gone).await, "401");
+            assert_eq!(status(None, ana).await, "204");
+        })
+        .await;
+        let said = town.said();
+        let from = Some(peer::address(1001));
+        let is_hers = |refusal: &Refusal| matches!(refusal, Refusal::Wrong { from: at, .. } if *at == from);
+        assert!(said.iter().any(is_hers), "{said:?}");
     }
 
     #[tokio::test]

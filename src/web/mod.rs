@@ -1,29 +1,24 @@
 //! What we serve ourselves, always behind nginx: static sites, the dashboard, and the gate that nginx asks
-//! before it lets anybody in. All of it listens on loopback or on a unix socket, never beyond this machine.
+//! before it lets anybody in. All of it listens on unix sockets, which only nginx and we reach.
 
 pub mod client;
 pub mod dashboard;
 pub mod gate;
 pub mod memory;
+pub mod peer;
+pub mod proxy;
 pub mod site;
 pub mod tries;
 
-use anyhow::{Context as _, Result, ensure};
-use axum::{
-    Router,
-    serve::{Listener, ListenerExt as _},
-};
+use anyhow::{Context as _, Result};
+use axum::{Router, serve::Listener};
 use libsystemd::daemon::{NotifyState, notify};
 use std::{
     future::Future,
-    net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Answers under way get this long after SIGTERM; a reader on a slow line is not worth a hanging restart.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
@@ -55,22 +50,6 @@ pub async fn json_at_most(
         body.extend_from_slice(&piece);
     }
     Ok(serde_json::from_slice(&body).ok())
-}
-
-/// Listen on loopback, and nowhere else: who comes from beyond this machine comes through nginx.
-async fn loopback(at: SocketAddr) -> Result<impl Listener<Addr = SocketAddr>> {
-    ensure!(at.ip().is_loopback(), "{at} can be reached from other machines: only loopback is listened on");
-    let listener = TcpListener::bind(at).await.with_context(|| format!("listening on {at}"))?;
-    Ok(prompt(listener))
-}
-
-/// Send what is there. Waiting for more, as TCP does by itself, costs 40 ms an answer: a head and a body are
-/// two writes, and the other side delays its acknowledgement of the first.
-fn prompt(listener: TcpListener) -> impl Listener<Addr = SocketAddr> {
-    listener.tap_io(|stream| {
-        // It only makes answers late when it fails.
-        let _ = stream.set_nodelay(true);
-    })
 }
 
 /// Serve until SIGTERM or SIGINT. Tells systemd when it listens, what it serves and when it stops.
@@ -119,17 +98,4 @@ fn tell(state: &[NotifyState]) {
 /// A lock is held for a few instructions that leave things whole; a panic elsewhere does not spoil it.
 pub fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nothing_is_served_beyond_this_machine() {
-        for far in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
-            assert!(loopback(far.parse().unwrap()).await.is_err(), "{far}");
-        }
-        assert!(loopback("127.0.0.1:0".parse().unwrap()).await.is_ok());
-    }
 }

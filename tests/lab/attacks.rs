@@ -14,24 +14,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-const DOMAIN: &str = "localhost";
+pub const DOMAIN: &str = "localhost";
 
 /// Somebody on the network with a browser: curl on this host, which trusts the machine's own authority.
-struct Visitor<'a> {
+pub struct Visitor<'a> {
     machine: &'a Machine,
-    dir: tempfile::TempDir,
-    login: String,
+    pub dir: tempfile::TempDir,
+    pub login: String,
 }
 
-struct Answer {
+pub struct Answer {
     /// curl's own exit status; 0 when there was an answer.
-    curl: i32,
-    status: u16,
-    body: String,
+    pub curl: i32,
+    pub status: u16,
+    pub body: String,
 }
 
 impl<'a> Visitor<'a> {
-    fn new(machine: &'a Machine) -> Self {
+    pub fn new(machine: &'a Machine) -> Self {
         let password = machine.ok("echoes-appliance user add visitor --generate").trim().to_owned();
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("ca.pem"), machine.ok("echoes-appliance ca export --pem")).unwrap();
@@ -57,7 +57,7 @@ impl<'a> Visitor<'a> {
         self.dir.path().join("ca.pem")
     }
 
-    fn curl(&self, url: &str, args: &[&str]) -> Answer {
+    pub fn curl(&self, url: &str, args: &[&str]) -> Answer {
         let mut curl = Command::new("curl");
         curl.args([
             "--silent",
@@ -85,17 +85,17 @@ impl<'a> Visitor<'a> {
     }
 
     /// As the visitor, at MLflow.
-    fn ask(&self, method: &str, path: &str, args: &[&str]) -> Answer {
+    pub fn ask(&self, method: &str, path: &str, args: &[&str]) -> Answer {
         let mut all = vec!["--user", &self.login, "--request", method];
         all.extend(args);
         self.curl(&format!("https://mlflow.{DOMAIN}{path}"), &all)
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, &[])
     }
 
-    fn post(&self, path: &str, body: &Value) -> Answer {
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
         self.ask("POST", path, &["--header", "Content-Type: application/json", "--data", &body.to_string()])
     }
 
@@ -375,16 +375,21 @@ fn foreign_names(release: Release) {
     // A page of somebody else's that uses the visitor's password.
     let create = "/api/2.0/mlflow/experiments/create";
     let json = ["--header", "Content-Type: application/json", "--data", "{\"name\":\"stolen\"}"];
-    if release != Release::Bullseye {
-        // MLflow has looked at the origin since 3.5.
-        for origin in ["https://evil.test", "null", "https://mlflow.localhost.evil.test"] {
-            let answer = visitor.ask(
-                "POST",
-                create,
-                &[&["--header", &format!("Origin: {origin}")], &json[..]].concat(),
-            );
-            assert_eq!(answer.status, 403, "{release}: Origin {origin}: {}", answer.body);
-        }
+    for origin in [
+        "https://evil.test",
+        "null",
+        "https://mlflow.localhost.evil.test",
+        "http://mlflow.localhost",
+        "https://docs.localhost",
+        "http://localhost:3000",
+        "http://127.0.0.1:5000",
+    ] {
+        let header = format!("Origin: {origin}");
+        let answer = visitor.ask("POST", create, &[&["--header", &header], &json[..]].concat());
+        assert_eq!(answer.status, 403, "{release}: Origin {origin}: {}", answer.body);
+        let read =
+            visitor.ask("GET", "/api/2.0/mlflow/experiments/search?max_results=1", &["--header", &header]);
+        assert_eq!(read.status, 403, "{release}: a page of {origin} reads");
     }
     let own = ["--header", "Origin: https://mlflow.localhost"];
     let answer = visitor.ask("POST", create, &[&own[..], &json[..]].concat());
@@ -396,7 +401,8 @@ fn foreign_names(release: Release) {
 fn what_reaches_mlflow(visitor: &Visitor) {
     let machine = visitor.machine;
     machine.put(ECHO.as_bytes(), "/root/echo.py", 0o600).unwrap();
-    machine.ok("systemctl stop mlflow && systemd-run --quiet --unit=echo python3 /root/echo.py");
+    machine.ok("systemctl stop mlflow && install -d -m 750 -g echoes-web /run/echoes-mlflow && \
+                systemd-run --quiet --unit=echo python3 /root/echo.py");
     let mut args = Vec::new();
     for header in [
         "X-Forwarded-For: 127.0.0.1",
@@ -433,15 +439,18 @@ fn what_reaches_mlflow(visitor: &Visitor) {
 }
 
 const ECHO: &str = r#"
-import http.server
+import http.server, os, socketserver
 class Echo(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
     def do_GET(self):
         body = "".join(f"{name}: {value}\n" for name, value in self.headers.items()).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-http.server.HTTPServer(("127.0.0.1", 5000), Echo).serve_forever()
+os.umask(0)
+socketserver.UnixStreamServer("/run/echoes-mlflow/mlflow:5000", Echo).serve_forever()
 "#;
 
 #[test]
@@ -642,21 +651,21 @@ fn as_mlflow_itself(machine: &Machine) {
 }
 
 #[test]
-fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_11() {
+fn a_neighbour_on_the_machine_reaches_nothing_and_a_member_runs_nothing_on_debian_11() {
     a_neighbour(Release::Bullseye);
 }
 
 #[test]
-fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_12() {
+fn a_neighbour_on_the_machine_reaches_nothing_and_a_member_runs_nothing_on_debian_12() {
     a_neighbour(Release::Bookworm);
 }
 
 #[test]
-fn a_neighbour_on_the_machine_reaches_nothing_but_mlflows_own_data_on_debian_13() {
+fn a_neighbour_on_the_machine_reaches_nothing_and_a_member_runs_nothing_on_debian_13() {
     a_neighbour(Release::Trixie);
 }
 
-/// TCP on loopback asks nobody for a password, so a neighbour reaches MLflow; and nothing else.
+/// A neighbour is asked for a password; a member is not, and has what every user has.
 fn a_neighbour(release: Release) {
     if !hq::can_boot("a neighbour on the machine") {
         return;
@@ -664,10 +673,11 @@ fn a_neighbour(release: Release) {
     let machine = hq::installed(release);
     // As the program writes it, where there is none any more.
     machine
-        .ok("useradd --create-home mallory; umask 077; touch /run/echoes-appliance/first-password || true");
-    let as_her = |sh: &str| {
-        machine.exec_fed("setpriv --reuid mallory --regid mallory --init-groups sh", sh.as_bytes())
+        .ok("useradd --create-home mallory; useradd --create-home --groups echoes ana; umask 077; touch /run/echoes-appliance/first-password || true");
+    let becoming = |name: &str, sh: &str| {
+        machine.exec_fed(&format!("setpriv --reuid {name} --regid {name} --init-groups sh"), sh.as_bytes())
     };
+    let as_her = |sh: &str| becoming("mallory", sh);
     for secret in [
         "/etc/nginx/.htpasswd",
         "/etc/echoes-appliance/mlflow.env",
@@ -713,8 +723,23 @@ fn a_neighbour(release: Release) {
 
     machine.put(NEIGHBOUR.as_bytes(), "/srv/neighbour.py", 0o644).unwrap();
     let before = machine.manifest().unwrap();
-    let said = as_her("python3 /srv/neighbour.py");
+    let stranger = as_her("python3 /srv/neighbour.py");
+    assert_eq!(stranger.code, 0, "{release}: {}", stranger.text());
+    for line in
+        stranger.stdout.lines().filter(|line| line.split(' ').nth(1).is_some_and(|p| p.starts_with('/')))
+    {
+        let status = line.split(' ').nth(2).unwrap_or_default();
+        assert!(matches!(status, "401" | "403" | "421"), "{release}: a neighbour gets {line}");
+    }
+    let said = becoming("ana", "python3 /srv/neighbour.py");
     assert_eq!(said.code, 0, "{release}: {}", said.text());
+    for line in said
+        .stdout
+        .lines()
+        .filter(|line| line.contains("/assistant") || line.contains("/jobs") || line.contains("/invoke"))
+    {
+        assert!(line.contains(" 403 Not for remote users."), "{release}: a member gets {line}");
+    }
     let changed = strange(&before, &machine.manifest().unwrap());
     assert!(changed.is_empty(), "{release}: through MLflow a neighbour changed {changed:#?}");
     assert!(!said.stdout.contains("root:x:0:0"), "{release}: {}", said.stdout);

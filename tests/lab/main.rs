@@ -6,6 +6,7 @@
 /// The appliance, as cargo has built it for these tests.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_echoes-appliance");
 
+mod access;
 mod attacks;
 mod azure;
 mod certificates;

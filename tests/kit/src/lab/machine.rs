@@ -205,6 +205,8 @@ impl Machine {
         launcher.arg(format!("--machine={}", self.name));
         launcher.arg(format!("--directory={}", self.root().display()));
         launcher.arg(format!("--network-namespace-path=/run/netns/{}", network::namespace(&self.name)));
+        // As on a real machine, where systemd makes the loopback of a unit's own network.
+        launcher.arg("--capability=CAP_NET_ADMIN");
         let mut table = String::new();
         for (lun, disk) in &self.disks {
             let name = disk.device().file_name().unwrap_or_default().to_string_lossy();
