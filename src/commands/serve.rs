@@ -1,7 +1,7 @@
 //! `serve`: our own services, each run by its unit.
 
 use super::this_machine;
-use crate::web;
+use crate::{gpu::spec::RunReads, web};
 use anyhow::Result;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -31,6 +31,16 @@ pub enum Command {
         #[arg(long)]
         htpasswd: Vec<PathBuf>,
     },
+    /// The way to MLflow for logins of runs, which lets each do its own run's work
+    RunProxy {
+        #[arg(long)]
+        socket: PathBuf,
+        #[arg(long)]
+        mlflow: String,
+        /// What runs may read
+        #[arg(long, value_enum)]
+        reads: RunReads,
+    },
 }
 
 pub fn run(command: Command) -> Result<u8> {
@@ -49,6 +59,10 @@ pub fn run(command: Command) -> Result<u8> {
                 &host,
                 web::gate::Gate { socket, htpasswd, realm: "Echoes headquarters".into() },
             ))?;
+        }
+        Command::RunProxy { socket, mlflow, reads } => {
+            let settings = web::run_proxy::RunProxy { socket, mlflow: mlflow.parse()?, reads };
+            web::run(web::run_proxy::serve(&this_machine(), settings))?;
         }
     }
     Ok(0)

@@ -38,6 +38,7 @@ const LINKED: [&str; 3] = ["logs", "mlruns", "tfruns"];
 
 pub const HTPASSWD: &str = "/etc/nginx/.htpasswd";
 pub const AUTH: &str = "echoes-auth.service";
+const RUN_PROXY: &str = "echoes-run-proxy.service";
 
 /// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
 struct Template {
@@ -67,6 +68,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
     template!("systemd/system/docs.service", Some(Service::Docs)),
     template!("systemd/system/echoes-auth.service"),
+    template!("systemd/system/echoes-run-proxy.service", Some(Service::Mlflow)),
     template!("systemd/system/echoes-data.service"),
     template!("systemd/system/echoes-renew.service"),
     template!("systemd/system/echoes-renew.timer"),
@@ -220,6 +222,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if guarded {
         all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
         all.extend(draw.unit(AUTH, &[], &machine.build)?);
+    }
+    if has(Service::Mlflow) && config.mlflow.auth {
+        all.extend(draw.unit(RUN_PROXY, &[], &machine.build)?);
     }
     for service in services {
         let (reads, with) = match service {

@@ -5,6 +5,8 @@ pub mod client;
 pub mod dashboard;
 pub mod gate;
 pub mod memory;
+pub mod reach;
+pub mod run_proxy;
 pub mod site;
 pub mod tries;
 

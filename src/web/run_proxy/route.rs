@@ -1,0 +1,588 @@
+//! The routes of MLflow's REST API that a run's login may ask for, and what each asks of the things it names. Pure.
+//!
+//! What is not in the table is refused: nothing is deleted, renamed or restored, no UI call is answered. One table serves the
+//! three versions that we ship (3.17, 3.1 and 2.17): MLflow itself answers 404 to what it does not know yet, which its client
+//! understands. A call goes on as this file wrote it, never as it came.
+
+use super::claim::{Claim, Thing};
+use crate::gpu::{loan::TAG_RUN, spec::RunId, tracking::plain};
+use serde_json::{Map, Value};
+
+/// A call as it goes on to MLflow.
+#[derive(Debug, PartialEq)]
+pub struct Call {
+    pub path: String,
+    pub fields: Map<String, Value>,
+    pub claims: Vec<Claim>,
+    /// Its answer names an experiment, about which the run may ask from then on.
+    pub names_experiment: bool,
+}
+
+/// Why a call does not go on.
+#[derive(Debug, PartialEq)]
+pub enum Refusal {
+    /// Not a call that a run's login may make.
+    Unknown,
+    /// May be made, but not so.
+    Bad(String),
+    /// Belongs to somebody else; what the sentence names.
+    NotOwn(String),
+}
+
+type Checked = Result<Vec<Claim>, Refusal>;
+
+struct Route {
+    method: &'static str,
+    /// Below `/api/`. `*` is an id.
+    path: &'static str,
+    /// Says what has to be true, and takes out of the question what a run may not say.
+    check: fn(&mut Question) -> Checked,
+}
+
+/// What is asked: ids of the path, fields of the body or of the query, and for which run.
+struct Question {
+    run: RunId,
+    ids: Vec<String>,
+    fields: Map<String, Value>,
+}
+
+const fn get(path: &'static str, check: fn(&mut Question) -> Checked) -> Route {
+    Route { method: "GET", path, check }
+}
+
+const fn post(path: &'static str, check: fn(&mut Question) -> Checked) -> Route {
+    Route { method: "POST", path, check }
+}
+
+const fn patch(path: &'static str, check: fn(&mut Question) -> Checked) -> Route {
+    Route { method: "PATCH", path, check }
+}
+
+const NAMES_EXPERIMENT: [&str; 2] = ["2.0/mlflow/experiments/get-by-name", "2.0/mlflow/experiments/create"];
+
+const ROUTES: &[Route] = &[
+    get("3.0/mlflow/server-info", |_| Ok(vec![])),
+    get("2.0/mlflow/experiments/get-by-name", |_| Ok(vec![])),
+    get("2.0/mlflow/experiments/get", |q| Ok(vec![Claim::Knows(q.id("experiment_id")?)])),
+    get("2.0/mlflow/experiments/search", |_| Ok(vec![Claim::ReadsAll])),
+    post("2.0/mlflow/experiments/search", |_| Ok(vec![Claim::ReadsAll])),
+    post("2.0/mlflow/experiments/create", create_experiment),
+    post("2.0/mlflow/experiments/set-experiment-tag", |q| {
+        q.no_reserved_key()?;
+        if q.text("key")?.is_some_and(|key| is_setting(&key)) {
+            return Err(Refusal::NotOwn("this tag of an experiment is for people to set".into()));
+        }
+        Ok(vec![Claim::Owns(Thing::Experiment(q.id("experiment_id")?))])
+    }),
+    post("2.0/mlflow/runs/create", |q| {
+        q.mark_tags()?;
+        Ok(vec![])
+    }),
+    post("2.0/mlflow/runs/update", Question::owns_run),
+    post("2.0/mlflow/runs/log-metric", |q| {
+        let models = q.text("model_id")?.into_iter().map(|id| Claim::Owns(Thing::Model(id)));
+        Ok(q.owns_run()?.into_iter().chain(models).collect())
+    }),
+    post("2.0/mlflow/runs/log-batch", log_batch),
+    post("2.0/mlflow/runs/log-parameter", Question::owns_run),
+    post("2.0/mlflow/runs/set-tag", |q| {
+        q.no_reserved_key()?;
+        q.owns_run()
+    }),
+    post("2.0/mlflow/runs/log-model", Question::owns_run),
+    post("2.0/mlflow/runs/log-inputs", |q| {
+        let models =
+            q.ids_in_list("models", "model_id")?.into_iter().map(|id| Claim::Reads(Thing::Model(id)));
+        Ok(q.owns_run()?.into_iter().chain(models).collect())
+    }),
+    post("2.0/mlflow/runs/outputs", |q| {
+        let models = q.ids_in_list("models", "model_id")?.into_iter().map(|id| Claim::Owns(Thing::Model(id)));
+        Ok(q.owns_run()?.into_iter().chain(models).collect())
+    }),
+    get("2.0/mlflow/runs/get", Question::reads_run),
+    post("2.0/mlflow/runs/search", Question::reads_experiments),
+    get("2.0/mlflow/metrics/get-history", Question::reads_run),
+    get("2.0/mlflow/metrics/get-history-bulk-interval", |q| {
+        Ok(q.ids_of("run_ids")?.into_iter().map(|id| Claim::Reads(Thing::Run(id))).collect())
+    }),
+    get("2.0/mlflow/artifacts/list", Question::reads_run),
+    // Models that are logged: 3.0 and later.
+    post("2.0/mlflow/logged-models", |q| {
+        q.mark_tags()?;
+        Ok(q.text("source_run_id")?.into_iter().map(|id| Claim::Owns(Thing::Run(id))).collect())
+    }),
+    post("2.0/mlflow/logged-models/search", Question::reads_experiments),
+    get("2.0/mlflow/logged-models/*", |q| Ok(vec![Claim::Reads(Thing::Model(q.path_id("model_id")?))])),
+    patch("2.0/mlflow/logged-models/*", |q| Ok(vec![Claim::Owns(Thing::Model(q.path_id("model_id")?))])),
+    post("2.0/mlflow/logged-models/*/params", |q| {
+        Ok(vec![Claim::Owns(Thing::Model(q.path_id("model_id")?))])
+    }),
+    patch("2.0/mlflow/logged-models/*/tags", |q| {
+        q.no_reserved_tags("tags")?;
+        Ok(vec![Claim::Owns(Thing::Model(q.path_id("model_id")?))])
+    }),
+    get("2.0/mlflow/logged-models/*/artifacts/directories", |q| {
+        Ok(vec![Claim::Reads(Thing::Model(q.path_id("model_id")?))])
+    }),
+    // Traces, as clients before 3.0 begin and end them, and as those since send them.
+    post("2.0/mlflow/traces", |q| {
+        q.mark_tags()?;
+        q.drop_places()?;
+        q.owns_source_run("request_metadata")
+    }),
+    patch("2.0/mlflow/traces/*", |q| {
+        q.no_reserved_tags("tags")?;
+        q.drop_places()?;
+        let trace = Claim::Owns(Thing::Trace(q.path_id("request_id")?));
+        Ok([trace].into_iter().chain(q.owns_source_run("request_metadata")?).collect())
+    }),
+    patch("2.0/mlflow/traces/*/tags", set_trace_tag),
+    get("2.0/mlflow/traces/*/info", |q| Ok(vec![Claim::Reads(Thing::Trace(q.path_id("request_id")?))])),
+    get("2.0/mlflow/traces", Question::reads_experiments),
+    post("3.0/mlflow/traces", start_trace),
+    post("3.0/mlflow/traces/search", search_traces),
+    get("3.0/mlflow/traces/get", |q| Ok(vec![Claim::Reads(Thing::Trace(q.id("trace_id")?))])),
+    get("3.0/mlflow/traces/*", |q| Ok(vec![Claim::Reads(Thing::Trace(q.path_id("trace_id")?))])),
+    patch("3.0/mlflow/traces/*/tags", set_trace_tag),
+    // What a script loads to begin with.
+    get("2.0/mlflow/registered-models/get", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/registered-models/search", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/registered-models/alias", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/registered-models/get-latest-versions", |_| Ok(vec![Claim::ReadsAll])),
+    post("2.0/mlflow/registered-models/get-latest-versions", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/model-versions/get", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/model-versions/search", |_| Ok(vec![Claim::ReadsAll])),
+    get("2.0/mlflow/model-versions/get-download-uri", |_| Ok(vec![Claim::ReadsAll])),
+];
+
+/// A route that was found for a request, before its body is read.
+pub struct Found(&'static Route, Vec<String>);
+
+/// Looks up a request. Only the one spelling of a path that MLflow's clients use is known.
+pub fn find(method: &str, path: &str) -> Option<Found> {
+    let rest = path.strip_prefix("/api/")?;
+    let given: Vec<&str> = rest.split('/').collect();
+    ROUTES.iter().filter(|route| route.method == method).find_map(|route| {
+        let wanted: Vec<&str> = route.path.split('/').collect();
+        let same = wanted.len() == given.len()
+            && wanted.iter().zip(&given).all(|(w, g)| w == g || *w == "*" && plain(g));
+        let ids = wanted.iter().zip(&given).filter(|(w, _)| **w == "*").map(|(_, g)| (*g).to_owned());
+        same.then(|| Found(route, ids.collect()))
+    })
+}
+
+impl Found {
+    /// Whether the question is in a body; else it is in the query.
+    pub fn has_body(&self) -> bool {
+        self.0.method != "GET"
+    }
+
+    /// Judges what is asked, and writes the call that goes on.
+    pub fn check(&self, run: &RunId, fields: Map<String, Value>) -> Result<Call, Refusal> {
+        ensure_field_names(&fields)?;
+        let mut question = Question { run: run.clone(), ids: self.1.clone(), fields };
+        let claims = (self.0.check)(&mut question)?;
+        let mut ids = self.1.iter();
+        let parts = self.0.path.split('/').map(|part| match part {
+            "*" => ids.next().map_or("", String::as_str),
+            part => part,
+        });
+        let path = format!("/api/{}", parts.collect::<Vec<_>>().join("/"));
+        let names_experiment = NAMES_EXPERIMENT.contains(&self.0.path);
+        Ok(Call { path, fields: question.fields, claims, names_experiment })
+    }
+}
+
+fn bad<T>(why: impl Into<String>) -> Result<T, Refusal> {
+    Err(Refusal::Bad(why.into()))
+}
+
+/// protobuf takes a field by two names, `run_id` and `runId`: what could be judged by one and done by the other is refused.
+fn ensure_field_names(fields: &Map<String, Value>) -> Result<(), Refusal> {
+    let good = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    match fields.keys().find(|name| !good(name)) {
+        None => Ok(()),
+        Some(name) => {
+            bad(format!("a field is called {name:?}: names are those of MLflow's protocol, as in run_id"))
+        }
+    }
+}
+
+/// Whether a tag says whose something is, to whatever reader.
+fn is_reserved(key: &str) -> bool {
+    key.trim().eq_ignore_ascii_case(TAG_RUN)
+}
+
+/// Whether a trace's tag says where its data are. MLflow sets these itself, and believes them: it would read and write there.
+fn is_place(key: &str) -> bool {
+    let key = key.trim();
+    key == "mlflow.artifactLocation" || key.starts_with("mlflow.trace.")
+}
+
+/// What an experiment's tags that begin with `mlflow.` may say: the others are settings of the server's.
+const EXPERIMENT_TAGS: [&str; 2] = ["mlflow.note.content", "mlflow.experimentKind"];
+
+fn is_setting(key: &str) -> bool {
+    key.trim().starts_with("mlflow.") && !EXPERIMENT_TAGS.contains(&key)
+}
+
+impl Question {
+    /// A field that is a text; none where it is missing, null or empty.
+    fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
+        match self.fields.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+            Some(_) => bad(format!("{name} is a text")),
+        }
+    }
+
+    /// A field that is an id, and has to be there.
+    fn id(&self, name: &str) -> Result<String, Refusal> {
+        match self.text(name)? {
+            Some(id) if plain(&id) => Ok(id),
+            Some(_) => bad(format!("{name} is an id as MLflow makes them")),
+            None => bad(format!("{name} is missing")),
+        }
+    }
+
+    /// The id in the path. A body may repeat it, and may name no other.
+    fn path_id(&self, name: &str) -> Result<String, Refusal> {
+        let id = self.ids.first().cloned().unwrap_or_default();
+        match self.text(name)? {
+            Some(other) if other != id => bad(format!("{name} is not the one in the path")),
+            _ => Ok(id),
+        }
+    }
+
+    /// A list of ids, with one at least.
+    fn ids_of(&self, name: &str) -> Result<Vec<String>, Refusal> {
+        let Some(Value::Array(all)) = self.fields.get(name) else {
+            return bad(format!("{name} is a list of ids"));
+        };
+        let ids: Option<Vec<_>> =
+            all.iter().map(|id| id.as_str().filter(|id| plain(id)).map(str::to_owned)).collect();
+        match ids {
+            Some(ids) if !ids.is_empty() => Ok(ids),
+            _ => bad(format!("{name} is a list of ids, with one at least")),
+        }
+    }
+
+    /// A list of objects; none where it is missing.
+    fn list(&mut self, name: &str) -> Result<&mut Vec<Value>, Refusal> {
+        let list = self.fields.entry(name).or_insert_with(|| Value::Array(vec![]));
+        if list.is_null() {
+            *list = Value::Array(vec![]);
+        }
+        let Value::Array(list) = list else { return bad(format!("{name} is a list")) };
+        for one in &*list {
+            let Value::Object(fields) = one else { return bad(format!("{name} is a list of objects")) };
+            ensure_field_names(fields)?;
+        }
+        Ok(list)
+    }
+
+    /// The ids in a field of a list's objects, each once.
+    fn ids_in_list(&mut self, name: &str, field: &str) -> Result<Vec<String>, Refusal> {
+        let mut ids = std::collections::BTreeSet::new();
+        for one in self.list(name)? {
+            match &one[field] {
+                Value::Null => {}
+                Value::String(id) if id.is_empty() => {}
+                Value::String(id) if plain(id) => drop(ids.insert(id.clone())),
+                _ => return bad(format!("{field} in {name} is an id")),
+            }
+        }
+        Ok(ids.into_iter().collect())
+    }
+
+    /// The run that is asked for, by both names that its field has.
+    fn runs(&self) -> Result<Vec<String>, Refusal> {
+        let named = ["run_id", "run_uuid"].into_iter();
+        let given: Vec<_> = named.filter(|name| !matches!(self.text(name), Ok(None))).collect();
+        if given.is_empty() {
+            return bad("run_id is missing");
+        }
+        given.into_iter().map(|name| self.id(name)).collect()
+    }
+
+    fn owns_run(&mut self) -> Checked {
+        Ok(self.runs()?.into_iter().map(|id| Claim::Owns(Thing::Run(id))).collect())
+    }
+
+    fn reads_run(&mut self) -> Checked {
+        Ok(self.runs()?.into_iter().map(|id| Claim::Reads(Thing::Run(id))).collect())
+    }
+
+    fn reads_experiments(&mut self) -> Checked {
+        let ids = self.ids_of("experiment_ids")?;
+        Ok(ids.into_iter().map(|id| Claim::Reads(Thing::Experiment(id))).collect())
+    }
+
+    /// Marks what is made as this run's, whatever the question says it is.
+    fn mark_tags(&mut self) -> Result<(), Refusal> {
+        let run = self.run.to_string();
+        let tags = self.list("tags")?;
+        ensure_tags(tags)?;
+        tags.retain(|tag| !tag["key"].as_str().is_some_and(is_reserved));
+        tags.push(serde_json::json!({ "key": TAG_RUN, "value": run }));
+        Ok(())
+    }
+
+    /// Lets nobody else's name be put on what is there.
+    fn no_reserved_tags(&mut self, name: &str) -> Result<(), Refusal> {
+        let run = self.run.to_string();
+        let tags = self.list(name)?;
+        ensure_tags(tags)?;
+        let foreign = |tag: &&Value| tag["key"].as_str().is_some_and(is_reserved) && !says(tag, &run);
+        match tags.iter().find(foreign) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::NotOwn(format!("the tag {TAG_RUN} is set by headquarters"))),
+        }
+    }
+
+    /// The same of a question with one tag.
+    fn no_reserved_key(&self) -> Result<(), Refusal> {
+        let key = self.text("key")?.unwrap_or_default();
+        let same = key == TAG_RUN && self.text("value")?.as_deref() == Some(self.run.as_str());
+        if is_reserved(&key) && !same {
+            return Err(Refusal::NotOwn(format!("the tag {TAG_RUN} is set by headquarters")));
+        }
+        Ok(())
+    }
+
+    fn drop_places(&mut self) -> Result<(), Refusal> {
+        self.list("tags")?.retain(|tag| !tag["key"].as_str().is_some_and(is_place));
+        Ok(())
+    }
+
+    /// The run that a trace says it is of.
+    fn owns_source_run(&mut self, name: &str) -> Checked {
+        let said = self.list(name)?;
+        ensure_tags(said)?;
+        let runs = said.iter().filter(|one| one["key"] == SOURCE_RUN).map(|one| one["value"].clone());
+        runs.filter_map(|run| owns_named_run(&run)).collect()
+    }
+}
+
+/// Where a trace's metadata name its run.
+const SOURCE_RUN: &str = "mlflow.sourceRun";
+
+fn owns_named_run(run: &Value) -> Option<Result<Claim, Refusal>> {
+    match run.as_str() {
+        Some("") => None,
+        Some(run) if plain(run) => Some(Ok(Claim::Owns(Thing::Run(run.into())))),
+        _ => Some(bad(format!("{SOURCE_RUN} is a run's id"))),
+    }
+}
+
+fn ensure_tags(tags: &[Value]) -> Result<(), Refusal> {
+    let text = |value: &Value| value.is_string() || value.is_null();
+    match tags.iter().find(|tag| !text(&tag["key"]) || !text(&tag["value"])) {
+        None => Ok(()),
+        Some(_) => bad("a tag has a key and a value, which are texts"),
+    }
+}
+
+fn says(tag: &Value, run: &str) -> bool {
+    tag["key"] == TAG_RUN && tag["value"] == run
+}
+
+fn create_experiment(q: &mut Question) -> Checked {
+    if q.text("artifact_location")?.is_some() {
+        return Err(Refusal::NotOwn("where an experiment's artifacts are is for people to say".into()));
+    }
+    q.list("tags")?.retain(|tag| !tag["key"].as_str().is_some_and(is_setting));
+    q.mark_tags()?;
+    Ok(vec![])
+}
+
+fn log_batch(q: &mut Question) -> Checked {
+    q.no_reserved_tags("tags")?;
+    let mut claims = q.owns_run()?;
+    claims.extend(q.ids_in_list("metrics", "run_id")?.into_iter().map(|id| Claim::Owns(Thing::Run(id))));
+    claims.extend(q.ids_in_list("metrics", "model_id")?.into_iter().map(|id| Claim::Owns(Thing::Model(id))));
+    Ok(claims)
+}
+
+fn set_trace_tag(q: &mut Question) -> Checked {
+    q.no_reserved_key()?;
+    if let Some(key) = q.text("key")?.filter(|key| is_place(key)) {
+        return Err(Refusal::NotOwn(format!("the tag {key} is set by MLflow")));
+    }
+    for name in ["request_id", "trace_id"] {
+        q.path_id(name)?;
+    }
+    Ok(vec![Claim::Owns(Thing::Trace(q.path_id("trace_id")?))])
+}
+
+/// A trace as a whole, whose id its client chose: one that is there already is changed.
+fn start_trace(q: &mut Question) -> Checked {
+    let run = q.run.to_string();
+    let Some(Value::Object(trace)) = q.fields.get_mut("trace") else { return bad("trace is missing") };
+    ensure_field_names(trace)?;
+    let Some(Value::Object(info)) = trace.get_mut("trace_info") else { return bad("trace_info is missing") };
+    ensure_field_names(info)?;
+    let id = info.get("trace_id").and_then(Value::as_str).filter(|id| plain(id)).map(str::to_owned);
+    let Some(id) = id else { return bad("trace_id is an id as MLflow makes them") };
+    let mut claims = vec![Claim::OwnsOrNew(Thing::Trace(id.clone()))];
+    match info.get("trace_metadata") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(said)) => {
+            if let Some(claim) = said.get(SOURCE_RUN).and_then(owns_named_run) {
+                claims.push(claim?);
+            }
+        }
+        Some(_) => return bad("trace_metadata is an object"),
+    }
+    match info.get("assessments") {
+        None | Some(Value::Null) => {}
+        Some(Value::Array(all)) => {
+            for one in all {
+                let Value::Object(one) = one else { return bad("assessments are objects") };
+                ensure_field_names(one)?;
+                if one.get("trace_id").is_some_and(|of| *of != *id) {
+                    return bad("an assessment is of another trace");
+                }
+            }
+        }
+        Some(_) => return bad("assessments is a list"),
+    }
+    if info.get("tags").is_none_or(Value::is_null) {
+        info.insert("tags".into(), Value::Object(Map::new()));
+    }
+    let Some(Value::Object(tags)) = info.get_mut("tags") else { return bad("tags is an object") };
+    tags.retain(|key, _| !is_reserved(key) && !is_place(key));
+    tags.insert(TAG_RUN.into(), run.into());
+    Ok(claims)
+}
+
+fn search_traces(q: &mut Question) -> Checked {
+    let mut claims = Vec::new();
+    for place in q.list("locations")? {
+        let Some(Value::Object(experiment)) = place.get("mlflow_experiment") else {
+            return bad("a location is an experiment");
+        };
+        ensure_field_names(experiment)?;
+        let id = experiment.get("experiment_id").and_then(Value::as_str).filter(|id| plain(id));
+        let Some(id) = id else { return bad("experiment_id is an id as MLflow makes them") };
+        claims.push(Claim::Reads(Thing::Experiment(id.into())));
+    }
+    if claims.is_empty() { bad("locations are missing") } else { Ok(claims) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn run() -> RunId {
+        "s4".parse().unwrap()
+    }
+
+    fn check(method: &str, path: &str, fields: Value) -> Result<Call, Refusal> {
+        let Value::Object(fields) = fields else { panic!("{fields}") };
+        find(method, path).ok_or(Refusal::Unknown)?.check(&run(), fields)
+    }
+
+    const RUNS: &str = "/api/2.0/mlflow/runs";
+
+    #[test]
+    fn no_route_deletes_renames_or_restores() {
+        for route in ROUTES {
+            assert!(["GET", "POST", "PATCH"].contains(&route.method), "{}", route.path);
+            for word in ["delete", "restore", "rename", "transition", "ajax", "graphql", "gateway", "jobs"] {
+                assert!(!route.path.contains(word), "{} {}", route.method, route.path);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_marked_and_no_mark_is_taken_from_a_client() {
+        let call = check("POST", &format!("{RUNS}/create"), json!({ "experiment_id": "1" })).unwrap();
+        assert_eq!(call.fields["tags"], json!([{ "key": "echoes.run", "value": "s4" }]));
+        let said = json!({ "tags": [{ "key": "echoes.run", "value": "x" }, { "key": "a", "value": "b" },
+                                    { "key": " ECHOES.run", "value": "x" }] });
+        let call = check("POST", &format!("{RUNS}/create"), said).unwrap();
+        let marked = json!([{ "key": "a", "value": "b" }, { "key": "echoes.run", "value": "s4" }]);
+        assert_eq!(call.fields["tags"], marked);
+        let trace = json!({ "trace": { "trace_info": { "trace_id": "tr-1", "tags": { "echoes.run": "x", "a": "b",
+            "mlflow.artifactLocation": "file:///", "mlflow.trace.archiveLocation": "file:///",
+            "mlflow.trace.spansLocation": "ARCHIVE_REPO" } } } });
+        let call = check("POST", "/api/3.0/mlflow/traces", trace).unwrap();
+        assert_eq!(call.fields["trace"]["trace_info"]["tags"], json!({ "a": "b", "echoes.run": "s4" }));
+        assert_eq!(call.claims, [Claim::OwnsOrNew(Thing::Trace("tr-1".into()))]);
+    }
+
+    #[test]
+    fn everything_that_a_question_names_has_to_be_so() {
+        let owns = |id: &str| Claim::Owns(Thing::Run(id.into()));
+        let (a, b) = ("a".repeat(32), "b".repeat(32));
+        let batch = json!({ "run_id": a, "metrics": [{ "key": "k", "model_id": "m-1" }, { "model_id": "m-1" },
+                            { "run_id": b }, { "model_id": "" }, { "model_id": null }] });
+        let call = check("POST", &format!("{RUNS}/log-batch"), batch).unwrap();
+        assert_eq!(call.claims, [owns(&a), owns(&b), Claim::Owns(Thing::Model("m-1".into()))]);
+        let both = json!({ "run_id": a, "run_uuid": b });
+        assert_eq!(check("POST", &format!("{RUNS}/update"), both).unwrap().claims, [owns(&a), owns(&b)]);
+        let call = check("PATCH", "/api/2.0/mlflow/logged-models/m-1", json!({ "model_id": "m-1" })).unwrap();
+        assert_eq!(call.claims, [Claim::Owns(Thing::Model("m-1".into()))]);
+        assert_eq!(call.path, "/api/2.0/mlflow/logged-models/m-1");
+        let other = check("PATCH", "/api/2.0/mlflow/logged-models/m-1", json!({ "model_id": "m-2" }));
+        assert!(matches!(other, Err(Refusal::Bad(_))), "{other:?}");
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        let id = "a".repeat(32);
+        let table = [
+            json!({ "runId": id }),
+            json!({ "run_id": id, "runUuid": id }),
+            json!({ "run_id": id, "Run_id": id }),
+            json!({ "run_id": id, "[x.y]": 1 }),
+            json!({ "run_id": [id] }),
+            json!({ "run_id": { "a": id } }),
+            json!({ "run_id": 7 }),
+            json!({ "run_id": "../x" }),
+            json!({ "run_id": format!("{id}' OR 1") }),
+            json!({ "run_id": "" }),
+            json!({}),
+        ];
+        for fields in table {
+            let refused = check("POST", &format!("{RUNS}/update"), fields.clone());
+            assert!(matches!(refused, Err(Refusal::Bad(_))), "{fields}: {refused:?}");
+        }
+        let tags = [
+            json!({}),
+            json!([1]),
+            json!([[]]),
+            json!([{ "key": 1 }]),
+            json!([{ "key": "echoes.run", "value": [] }]),
+            json!([{ "Key": "x" }]),
+        ];
+        for tags in tags {
+            let refused = check("POST", &format!("{RUNS}/create"), json!({ "tags": tags.clone() }));
+            assert!(matches!(refused, Err(Refusal::Bad(_))), "{tags}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn one_spelling_of_a_path_is_known() {
+        assert!(find("POST", "/api/2.0/mlflow/runs/create").is_some());
+        for (method, path) in [
+            ("GET", "/api/2.0/mlflow/runs/create"),
+            ("POST", "/api/2.0/mlflow/runs/create/"),
+            ("POST", "//api/2.0/mlflow/runs/create"),
+            ("POST", "/api//2.0/mlflow/runs/create"),
+            ("POST", "/api/2.0/mlflow/runs/../runs/create"),
+            ("POST", "/api/2.0/mlflow/runs/%63reate"),
+            ("POST", "/ajax-api/2.0/mlflow/runs/create"),
+            ("POST", "/api/2.0/mlflow/runs/delete"),
+            ("GET", "/api/2.0/mlflow/logged-models/.."),
+            ("GET", "/api/2.0/mlflow/logged-models/a%2fb"),
+            ("GET", "/api/2.0/mlflow/logged-models/"),
+            ("DELETE", "/api/2.0/mlflow/logged-models/m-1"),
+            ("TRACE", "/api/2.0/mlflow/runs/get"),
+        ] {
+            assert!(find(method, path).is_none(), "{method} {path}");
+        }
+    }
+}
