@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// mlflow, tensorboard, dashboard, docs; or nginx, auth, renew
+    /// mlflow, tensorboard, dashboard, docs; or nginx, auth, run-proxy, renew
     #[arg(value_parser = unit)]
     service: String,
     /// Go on as more is written

@@ -2,7 +2,7 @@
 //! name, with and without a password. A table: each row has a stable id, and an answer with its cause and its cure.
 
 use super::{
-    blueprint::HTPASSWD,
+    blueprint::{AUTH, HTPASSWD, RUN_PROXY},
     certificate::{self, Standing},
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
@@ -199,9 +199,14 @@ pub fn ask_all(
             "`echoes-appliance install` writes nginx's files again",
         ));
         add(row("web.listeners", listeners(scene), "bind it to 127.0.0.1, or close its port to the network"));
-        for unit in [nginx::UNIT, super::blueprint::AUTH, "echoes-renew.timer"] {
-            let guarded = scene.services.iter().any(|service| service.auth(scene.config));
-            if unit != super::blueprint::AUTH || guarded {
+        for unit in [nginx::UNIT, AUTH, RUN_PROXY, "echoes-renew.timer"] {
+            let guarded = |service: &Service| service.auth(scene.config);
+            let wanted = match unit {
+                AUTH => scene.services.iter().any(guarded),
+                RUN_PROXY => scene.services.contains(&Service::Mlflow) && guarded(&Service::Mlflow),
+                _ => true,
+            };
+            if wanted {
                 add(row(
                     &format!("unit.{unit}"),
                     unit_is_well(scene, unit),
