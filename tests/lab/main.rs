@@ -17,4 +17,5 @@ mod faults;
 mod gpu;
 mod life;
 mod machines;
+mod run_login;
 mod store;

@@ -237,13 +237,15 @@ pub fn table(site: &Site, own: &Value, theirs: &Value) {
         at(&format!("?path={own_folder}/%2e%2e/%2e%2e/%2e%2e/{experiment}")),
         at(&format!("/{own_folder}//big.bin")),
     ] {
-        assert_eq!(site.raw(RUN, "GET", &path, ""), 403, "{path}");
+        assert_eq!(site.raw(&[RUN], &path), 403, "{path}");
     }
-    // Who is named in the request is not who asks.
+    // One run is named, as runs are.
     let named = format!("/api/2.0/mlflow/runs/get?run_id={mine}");
-    assert_eq!(site.raw("run-other", "GET", &named, "X-Echoes-Run: run-s4\r\n"), 403);
-    assert_eq!(site.raw("run-", "GET", &named, ""), 403);
-    assert_eq!(site.raw("run-S4", "GET", &named, ""), 403);
+    assert_eq!(site.raw(&[RUN], &named), 200);
+    for users in [&[][..], &["run-other"], &["run-"], &["run-S4"], &["s4"], &[RUN, RUN], &[RUN, "run-other"]]
+    {
+        assert_eq!(site.raw(users, &named), 403, "{users:?}");
+    }
     assert_eq!(
         site.ask(RUN, "GET", &format!("/api/2.0/mlflow/runs/get?run_id={}", "0".repeat(32)), None).0,
         404
@@ -312,7 +314,7 @@ pub fn widened(site: Site, own: &Value, theirs: &Value) {
     proxy.args(["serve", "run-proxy", "--mlflow", &mlflow, "--reads", "all", "--socket"]).arg(&socket);
     let _proxy = crate::start(&mut proxy);
     let front = runtime.block_on(crate::nginx(socket.clone(), mlflow.clone()));
-    let site = Site { dir, python, mlflow, front, runtime, client, _running };
+    let site = Site { dir, python, mlflow, socket, front, runtime, client, _running };
     let since = std::time::Instant::now();
     while site.ask(RUN, "GET", "/health", None).0 != 200 {
         assert!(since.elapsed() < std::time::Duration::from_secs(30));
