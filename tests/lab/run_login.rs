@@ -74,7 +74,7 @@ fn story(release: Release) {
         format!("{api}/experiments/search?max_results=10"),
         format!("{json} '{{\"run_id\":\"{run}\"}}' {api}/runs/delete"),
         format!("--request DELETE {artifact}"),
-        format!("{json} '{{\"name\":\"x\"}}' {api}/registered-models/create"),
+        format!("{api}/registered-models/search?max_results=10"),
         "URL/".to_owned(),
     ] {
         let (status, body) = call(&arguments);

@@ -18,6 +18,8 @@ pub fn table(site: &Site, own: &Value, theirs: &Value) {
     let post = |what: &str, body: Value| ("POST", v2(what), Some(body));
     let get = |what: &str| ("GET", v2(what), None);
     let at = |what: &str| format!("/api/2.0/mlflow-artifacts/artifacts{what}");
+    let version =
+        |source: String| post("model-versions/create", json!({ "name": "own-model", "source": source }));
     let table = vec![
         // Another's experiments.
         get("experiments/search?max_results=100"),
@@ -106,7 +108,7 @@ pub fn table(site: &Site, own: &Value, theirs: &Value) {
         get("registered-models/search?max_results=10"),
         get("registered-models/get?name=teams-model"),
         get("model-versions/get-download-uri?name=teams-model&version=1"),
-        post("registered-models/create", json!({ "name": "x" })),
+        post("registered-models/create", json!({ "name": "teams-model/x\n" })),
         ("PATCH", v2("registered-models/update"), Some(json!({ "name": "teams-model", "description": "x" }))),
         post("registered-models/rename", json!({ "name": "teams-model", "new_name": "x" })),
         ("DELETE", v2("registered-models/delete"), Some(json!({ "name": "teams-model" }))),
@@ -116,6 +118,12 @@ pub fn table(site: &Site, own: &Value, theirs: &Value) {
             "model-versions/create",
             json!({ "name": "teams-model", "source": format!("runs:/{mine}/model"), "run_id": mine }),
         ),
+        version(format!("runs:/{run}/model")),
+        version(format!("mlflow-artifacts:/{experiment}/{run}/artifacts/model")),
+        version("models:/teams-model/1".into()),
+        version("file:///etc".into()),
+        post("registered-models/set-tag", json!({ "name": "own-model", "key": "echoes.run", "value": "x" })),
+        ("DELETE", v2("registered-models/delete"), Some(json!({ "name": "own-model" }))),
         post(
             "model-versions/transition-stage",
             json!({ "name": "teams-model", "version": "1", "stage": "Archived" }),
@@ -337,7 +345,7 @@ pub fn widened(site: Site, own: &Value, theirs: &Value) {
         ("runs/update", json!({ "run_id": run, "status": "KILLED" })),
         ("runs/delete", json!({ "run_id": run })),
         ("experiments/delete", json!({ "experiment_id": experiment })),
-        ("registered-models/create", json!({ "name": "x" })),
+        ("registered-models/set-tag", json!({ "name": "teams-model", "key": "a", "value": "b" })),
         ("runs/set-tag", json!({ "run_id": mine, "key": "echoes.run", "value": "x" })),
     ] {
         assert_eq!(site.ask(RUN, "POST", &format!("/api/2.0/mlflow/{path}"), Some(&body)).0, 403, "{path}");

@@ -24,10 +24,10 @@ class Doubler(mlflow.pyfunc.PythonModel):
         return model_input * 2
 
 
-def log_model(model, name):
+def log_model(model, name, **more):
     named = {"name": name} if VERSION >= (3, 0) else {"artifact_path": name}
     # Named, or each takes half a minute to find out.
-    return mlflow.pyfunc.log_model(python_model=model, pip_requirements=["numpy"], **named)
+    return mlflow.pyfunc.log_model(python_model=model, pip_requirements=["numpy"], **named, **more)
 
 
 def write(directory, name, size):
@@ -92,7 +92,7 @@ def run():
                 said["runs"].append(inner.info.run_id)
                 mlflow.log_metric("n", n)
         time.sleep(1)
-        info = log_model(Doubler(), "model")
+        info = log_model(Doubler(), "model", registered_model_name="own-model")
         # Before, MLflow 3.1 could not log the model: it takes no number of a run for a new one where it is no number.
         mlflow.log_metric("nothing", float("nan"))
         back = mlflow.artifacts.download_artifacts(run_id=outer.info.run_id, artifact_path="big.bin", dst_path=directory + "/back")
@@ -108,6 +108,10 @@ def run():
     if hasattr(mlflow, "enable_system_metrics_logging"):
         assert any(name.startswith("system/") for name in data.metrics), data.metrics
         mlflow.disable_system_metrics_logging()
+    mlflow.register_model(f"runs:/{outer.info.run_id}/model", "own-model")
+    client.set_registered_model_alias("own-model", "best", "2")
+    loaded = mlflow.pyfunc.load_model("models:/own-model/1")
+    assert list(loaded.predict(np.array([1, 2]))) == [2, 4]
     loaded = mlflow.pyfunc.load_model(info.model_uri)
     assert list(loaded.predict(np.array([1, 2]))) == [2, 4]
     said["model"] = getattr(info, "model_id", None)

@@ -81,7 +81,7 @@ fn is_id(part: &str) -> bool {
 }
 
 /// Something that is one step down to every reader: MLflow's, which may decode once more, and the file system's.
-fn is_name(part: &str) -> bool {
+pub fn is_name(part: &str) -> bool {
     let encoded = part
         .as_bytes()
         .windows(3)

@@ -9,6 +9,8 @@ pub enum Thing {
     Model(String),
     Trace(String),
     Experiment(String),
+    /// By its name.
+    Registered(String),
 }
 
 impl fmt::Display for Thing {
@@ -18,6 +20,7 @@ impl fmt::Display for Thing {
             Self::Model(id) => write!(f, "the model {id}"),
             Self::Trace(id) => write!(f, "the trace {id}"),
             Self::Experiment(id) => write!(f, "the experiment {id}"),
+            Self::Registered(name) => write!(f, "the registered model {name}"),
         }
     }
 }

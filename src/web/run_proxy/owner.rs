@@ -112,6 +112,11 @@ impl Owners {
                 _ => Err(Denied::NotOwn(thing.clone())),
             },
             Claim::Reads(Thing::Experiment(id)) => self.verify_readable(run, id).await,
+            Claim::Reads(thing @ Thing::Registered(_)) => match self.facts(thing).await? {
+                Some(facts) if owns(&facts) || self.reads == RunReads::All => Ok(()),
+                Some(_) => Err(Denied::ReadsAll),
+                None => Err(Denied::Missing(thing.clone())),
+            },
             Claim::Reads(thing) => match self.facts(thing).await? {
                 Some(facts) if owns(&facts) => Ok(()),
                 Some(facts) => self.verify_readable(run, &facts.experiment).await,
@@ -169,6 +174,9 @@ impl Owners {
                 self.ask("2.0/mlflow/experiments/get", &[("experiment_id", id)], None).await?
             }
             Thing::Model(id) => self.ask(&format!("2.0/mlflow/logged-models/{id}"), &[], None).await?,
+            Thing::Registered(name) => {
+                self.ask("2.0/mlflow/registered-models/get", &[("name", name)], None).await?
+            }
             // MLflow before 3.2 knows the second alone.
             Thing::Trace(id) => match self.ask(&format!("3.0/mlflow/traces/{id}"), &[], None).await? {
                 Some(found) => Some(found),
@@ -239,6 +247,11 @@ fn read_facts(thing: &Thing, answer: &Value) -> Option<Facts> {
         Thing::Model(_) => {
             let info = &answer["model"]["info"];
             (text(&info["experiment_id"])?, &info["tags"], text(&info["artifact_uri"]))
+        }
+        // Of no experiment.
+        Thing::Registered(_) => {
+            let model = answer.get("registered_model")?;
+            (String::new(), &model["tags"], None)
         }
         Thing::Trace(_) => {
             let info = match &answer["trace"]["trace_info"] {

@@ -4,7 +4,10 @@
 //! three versions that we ship (3.17, 3.1 and 2.17): MLflow itself answers 404 to what it does not know yet, which its client
 //! understands. A call goes on as this file wrote it, never as it came.
 
-use super::claim::{Claim, Thing};
+use super::{
+    artifact::{ArtifactPath, is_name},
+    claim::{Claim, Thing},
+};
 use crate::gpu::{loan::TAG_RUN, spec::RunId, tracking::plain};
 use serde_json::{Map, Value};
 
@@ -144,15 +147,26 @@ const ROUTES: &[Route] = &[
     get("3.0/mlflow/traces/get", |q| Ok(vec![Claim::Reads(Thing::Trace(q.id("trace_id")?))])),
     get("3.0/mlflow/traces/*", |q| Ok(vec![Claim::Reads(Thing::Trace(q.path_id("trace_id")?))])),
     patch("3.0/mlflow/traces/*/tags", set_trace_tag),
-    // What a script loads to begin with.
-    get("2.0/mlflow/registered-models/get", |_| Ok(vec![Claim::ReadsAll])),
+    // Registered models: its own; to read, others' where runs may read everything.
+    post("2.0/mlflow/registered-models/create", |q| {
+        q.registered()?;
+        q.mark_tags()?;
+        Ok(vec![])
+    }),
+    get("2.0/mlflow/registered-models/get", Question::reads_registered),
+    get("2.0/mlflow/registered-models/alias", Question::reads_registered),
+    get("2.0/mlflow/registered-models/get-latest-versions", Question::reads_registered),
+    post("2.0/mlflow/registered-models/get-latest-versions", Question::reads_registered),
     get("2.0/mlflow/registered-models/search", |_| Ok(vec![Claim::ReadsAll])),
-    get("2.0/mlflow/registered-models/alias", |_| Ok(vec![Claim::ReadsAll])),
-    get("2.0/mlflow/registered-models/get-latest-versions", |_| Ok(vec![Claim::ReadsAll])),
-    post("2.0/mlflow/registered-models/get-latest-versions", |_| Ok(vec![Claim::ReadsAll])),
-    get("2.0/mlflow/model-versions/get", |_| Ok(vec![Claim::ReadsAll])),
+    post("2.0/mlflow/registered-models/set-tag", Question::owns_registered),
+    post("2.0/mlflow/registered-models/alias", Question::owns_registered),
+    patch("2.0/mlflow/registered-models/update", Question::owns_registered),
+    post("2.0/mlflow/model-versions/create", create_version),
+    post("2.0/mlflow/model-versions/set-tag", Question::owns_registered),
+    patch("2.0/mlflow/model-versions/update", Question::owns_registered),
+    get("2.0/mlflow/model-versions/get", Question::reads_registered),
+    get("2.0/mlflow/model-versions/get-download-uri", Question::reads_registered),
     get("2.0/mlflow/model-versions/search", |_| Ok(vec![Claim::ReadsAll])),
-    get("2.0/mlflow/model-versions/get-download-uri", |_| Ok(vec![Claim::ReadsAll])),
 ];
 
 /// A route that was found for a request, before its body is read.
@@ -350,6 +364,24 @@ impl Question {
         Ok(())
     }
 
+    /// The registered model that is asked for.
+    fn registered(&self) -> Result<String, Refusal> {
+        match self.text("name")? {
+            Some(name) if name.len() <= 256 && !name.chars().any(char::is_control) => Ok(name),
+            Some(_) => bad("name is a text of 256 characters at most"),
+            None => bad("name is missing"),
+        }
+    }
+
+    fn owns_registered(&mut self) -> Checked {
+        self.no_reserved_key()?;
+        Ok(vec![Claim::Owns(Thing::Registered(self.registered()?))])
+    }
+
+    fn reads_registered(&mut self) -> Checked {
+        Ok(vec![Claim::Reads(Thing::Registered(self.registered()?))])
+    }
+
     fn drop_places(&mut self) -> Result<(), Refusal> {
         self.list("tags")?.retain(|tag| !tag["key"].as_str().is_some_and(is_place));
         Ok(())
@@ -394,6 +426,33 @@ fn create_experiment(q: &mut Question) -> Checked {
     q.list("tags")?.retain(|tag| !tag["key"].as_str().is_some_and(is_setting));
     q.mark_tags()?;
     Ok(vec![])
+}
+
+/// A version of its own registered model, of what it logged itself: MLflow reads what a version names as its source.
+fn create_version(q: &mut Question) -> Checked {
+    q.no_reserved_tags("tags")?;
+    let mut claims = q.owns_registered()?;
+    claims.push(source(&q.text("source")?.unwrap_or_default())?);
+    claims.extend(q.text("run_id")?.map(|id| Claim::Owns(Thing::Run(id))));
+    claims.extend(q.text("model_id")?.map(|id| Claim::Owns(Thing::Model(id))));
+    Ok(claims)
+}
+
+/// Reads where a version's files are: `runs:/RUN/PATH`, `models:/MODEL`, or a path of an artifact.
+fn source(uri: &str) -> Result<Claim, Refusal> {
+    let foreign = || Refusal::NotOwn("a version's source is what this run logged".into());
+    let (scheme, path) = uri.split_once(":/").filter(|_| !uri.contains(['?', '#'])).ok_or_else(foreign)?;
+    match (scheme, path.split_once('/')) {
+        ("models", None) if plain(path) => Ok(Claim::Owns(Thing::Model(path.into()))),
+        ("runs", Some((id, path))) if plain(id) && path.split('/').all(is_name) => {
+            Ok(Claim::Owns(Thing::Run(id.into())))
+        }
+        ("mlflow-artifacts", Some(_)) => {
+            let path = ArtifactPath::from_text(path)?;
+            Ok(Claim::OwnsAt(path.thing.clone(), path.folder()))
+        }
+        _ => Err(foreign()),
+    }
 }
 
 fn log_batch(q: &mut Question) -> Checked {
@@ -561,6 +620,34 @@ mod tests {
         for tags in tags {
             let refused = check("POST", &format!("{RUNS}/create"), json!({ "tags": tags.clone() }));
             assert!(matches!(refused, Err(Refusal::Bad(_))), "{tags}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_version_of_a_model_is_of_what_the_run_logged() {
+        let id = "a".repeat(32);
+        assert_eq!(source(&format!("runs:/{id}/model")), Ok(Claim::Owns(Thing::Run(id.clone()))));
+        assert_eq!(source("models:/m-1"), Ok(Claim::Owns(Thing::Model("m-1".into()))));
+        let place = Claim::OwnsAt(Thing::Run(id.clone()), format!("1/{id}/artifacts"));
+        assert_eq!(source(&format!("mlflow-artifacts:/1/{id}/artifacts/model")), Ok(place));
+        for foreign in [
+            "",
+            "/etc",
+            "file:///etc",
+            "http://h/x",
+            "models:/teams/1",
+            "models:/teams@best",
+            "runs:/../x",
+            &format!("runs:/{id}"),
+            &format!("runs:/{id}/../x"),
+            &format!("runs:/{id}/%2e%2e/x"),
+            &format!("runs:/{id}/x?a"),
+            &format!("runs://h@s/{id}/x"),
+            &format!("mlflow-artifacts://h/1/{id}/artifacts/x"),
+            &format!("mlflow-artifacts:/1/{id}/artifacts/../x"),
+            "mlflow-artifacts:/1",
+        ] {
+            assert!(source(foreign).is_err(), "{foreign}");
         }
     }
 
