@@ -209,12 +209,12 @@ pub struct Spec {
     /// Names alone: a secret's value is in no journal.
     #[serde(default)]
     pub secrets: Vec<String>,
-    /// Seconds from the polite request to end until it is ended.
-    #[serde(default = "old_grace", skip_serializing_if = "is_old_grace")]
-    pub grace: u64,
     /// Its login has a remark in the password file, by which it is told from a person's; not in journals from before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub login_marked: bool,
+    /// Seconds from the polite request to end until it is ended.
+    #[serde(default = "old_grace", skip_serializing_if = "is_old_grace")]
+    pub grace: u64,
 }
 
 /// What every script was given before it could be chosen.

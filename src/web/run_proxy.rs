@@ -5,9 +5,12 @@
 //! written anew from what was read, so that nothing is judged in one spelling and done in another. Artifacts alone stream.
 //! It keeps nothing on disk.
 
+mod answer;
 mod artifact;
 mod claim;
 mod owner;
+mod query;
+mod question;
 mod route;
 
 use super::{attend, gate, hold, reach};
@@ -16,21 +19,23 @@ use crate::{
     host::Host,
     hq::htpasswd::RUN_PREFIX,
 };
+use answer::{Answer, Refused};
 use anyhow::{Context as _, Result};
 use artifact::ArtifactPath;
 use axum::{
-    Json, Router,
+    Router,
     body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     response::{IntoResponse, Response},
 };
 use claim::Claim;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use owner::{Denied, Owners};
+use owner::Owners;
+use query::{read_query, write_query};
 use reqwest::Url;
 use route::{Call, Found, Refusal};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::{collections::HashMap, path::PathBuf, sync::Arc, sync::Mutex, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -109,21 +114,6 @@ struct Proxy {
     /// Places for the bodies of each run.
     bodies: Mutex<HashMap<RunId, Arc<Semaphore>>>,
     long: Semaphore,
-}
-
-/// Why a request is answered by us.
-#[derive(Debug)]
-enum Answer {
-    NoRun,
-    Refused { run: RunId, what: String, why: Refusal },
-    Denied { run: RunId, why: Denied },
-    NotOffered,
-    NotJson,
-    TooLong,
-    TooSlow,
-    Cut,
-    Busy,
-    Silent(String),
 }
 
 impl Proxy {
@@ -342,24 +332,6 @@ const ANSWERED: [HeaderName; 8] = [
     header::X_CONTENT_TYPE_OPTIONS,
 ];
 
-/// A refusal whose sentence names the request, or another answer.
-enum Refused {
-    Here(Refusal),
-    Otherwise(Answer),
-}
-
-impl From<Refusal> for Refused {
-    fn from(why: Refusal) -> Self {
-        Self::Here(why)
-    }
-}
-
-impl From<Answer> for Refused {
-    fn from(answer: Answer) -> Self {
-        Self::Otherwise(answer)
-    }
-}
-
 /// The run whose login this is, as nginx says.
 fn run_of(headers: &HeaderMap) -> Option<RunId> {
     let mut named = headers.get_all(reach::RUN).iter();
@@ -391,105 +363,9 @@ async fn drain(body: Body) {
     let _ = tokio::time::timeout(Duration::from_secs(5), Limited::new(body, REST).collect()).await;
 }
 
-/// Reads a query as MLflow does: fields that are lists by their plural, the others once.
-fn read_query(query: &str) -> Result<Map<String, Value>, Refusal> {
-    let mut url = Url::parse("http://localhost/").map_err(|e| Refusal::Bad(e.to_string()))?;
-    url.set_query(Some(query));
-    let mut fields = Map::new();
-    for (name, value) in url.query_pairs() {
-        let value = Value::String(value.into_owned());
-        let entry = fields.entry(name.as_ref());
-        if LISTS.contains(&name.as_ref()) {
-            match entry.or_insert_with(|| Value::Array(vec![])) {
-                Value::Array(all) => all.push(value),
-                other => *other = value,
-            }
-        } else if let serde_json::map::Entry::Vacant(entry) = entry {
-            entry.insert(value);
-        } else {
-            return Err(Refusal::Bad(format!("{name:?} is there twice")));
-        }
-    }
-    Ok(fields)
-}
-
-/// Fields of a query that may be there more than once.
-const LISTS: [&str; 3] = ["experiment_ids", "run_ids", "order_by"];
-
-fn write_query(url: &mut Url, fields: &Map<String, Value>) {
-    if fields.is_empty() {
-        return;
-    }
-    let mut pairs = url.query_pairs_mut();
-    for (name, value) in fields {
-        match value {
-            Value::Array(all) => pairs.extend_pairs(all.iter().filter_map(Value::as_str).map(|v| (name, v))),
-            value => pairs.append_pair(name, value.as_str().unwrap_or_default()),
-        };
-    }
-}
-
 /// The beginning of a path, harmless.
 fn shown(path: &str) -> String {
     path.chars().take(200).flat_map(char::escape_default).collect()
-}
-
-impl IntoResponse for Answer {
-    fn into_response(self) -> Response {
-        let all = "it does its own run's work at MLflow, and nothing else";
-        let setting = "`run_reads = \"all\"` in [gpu] of headquarters' settings allows it";
-        let (status, code, message) = match self {
-            Self::NoRun => (403, "PERMISSION_DENIED", "this is the way for logins of runs".to_owned()),
-            Self::Refused { run, what, why: Refusal::Unknown } => {
-                (403, "PERMISSION_DENIED", format!("run {run} may not {what}: {all}"))
-            }
-            Self::Refused { run, what, why: Refusal::NotOwn(why) } => {
-                (403, "PERMISSION_DENIED", format!("run {run} may not {what}: {why}"))
-            }
-            Self::Refused { run, what, why: Refusal::Bad(why) } => {
-                (403, "PERMISSION_DENIED", format!("run {run} may not {what} so: {why}"))
-            }
-            Self::Denied { run, why: Denied::NotOwn(thing) } => {
-                (403, "PERMISSION_DENIED", format!("{thing} is not of run {run}: {all}"))
-            }
-            Self::Denied { run, why: Denied::NotReadable(thing) } => {
-                let why = "it reads experiments that it has runs in";
-                (403, "PERMISSION_DENIED", format!("run {run} may not read {thing}: {why}; {setting}"))
-            }
-            Self::Denied { run, why: Denied::ReadsAll } => {
-                (403, "PERMISSION_DENIED", format!("run {run} may not read what all runs made; {setting}"))
-            }
-            Self::Denied { why: Denied::Missing(thing), .. } => {
-                (404, "RESOURCE_DOES_NOT_EXIST", format!("MLflow has not {thing}"))
-            }
-            Self::Denied { why: Denied::Trouble(why), .. } => (502, "TEMPORARILY_UNAVAILABLE", why),
-            Self::NotOffered => {
-                let why =
-                    "REST OTLP span logging is not supported by the login of a run, nor are uploads in parts";
-                (501, "NOT_IMPLEMENTED", why.to_owned())
-            }
-            Self::NotJson => {
-                (415, "INVALID_PARAMETER_VALUE", "a run's call is application/json, not encoded".to_owned())
-            }
-            Self::TooLong => {
-                let limit = LONGEST_BODY >> 20;
-                (
-                    413,
-                    "INVALID_PARAMETER_VALUE",
-                    format!("a call has at most {limit} MiB; large things are artifacts"),
-                )
-            }
-            Self::TooSlow => (408, "REQUEST_TIMEOUT", "the body did not come in time".to_owned()),
-            Self::Cut => (400, "INVALID_PARAMETER_VALUE", "the body did not come to its end".to_owned()),
-            Self::Busy => {
-                (503, "TEMPORARILY_UNAVAILABLE", "this run has too many calls under way".to_owned())
-            }
-            Self::Silent(why) => (502, "TEMPORARILY_UNAVAILABLE", format!("MLflow is not answering: {why}")),
-        };
-        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN);
-        // Some clients look at the first, some at the second.
-        (status, Json(json!({ "error_code": code, "message": message, "detail": message }))).into_response()
-    }
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl Site {
         let since = Instant::now();
         while site.ask("ana", "GET", "/health", None).0 != 200 {
             let log = || fs::read_to_string(site.dir.path().join("mlflow.err")).unwrap();
-            assert!(since.elapsed() < Duration::from_secs(180), "MLflow does not begin: {}", log());
+            assert!(since.elapsed() < Duration::from_secs(900), "MLflow does not begin: {}", log());
             std::thread::sleep(Duration::from_millis(200));
         }
         site

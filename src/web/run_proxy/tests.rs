@@ -1,5 +1,5 @@
 use super::*;
-use axum::http::HeaderValue;
+use serde_json::json;
 
 fn headers(all: &[(HeaderName, &'static str)]) -> HeaderMap {
     all.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
