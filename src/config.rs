@@ -4,7 +4,7 @@
 //! nginx and systemd have no escaping, so the type is the escaping: every text in here is of a type that cannot
 //! hold what would end a directive. A value that got past this file needs no further checks.
 
-use crate::gpu::spec::{DataBy, Source, Spot};
+use crate::gpu::spec::{DataBy, RunReads, Source, Spot};
 use anyhow::{Context as _, Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -204,6 +204,8 @@ pub struct Gpu {
     pub data: Vec<String>,
     /// How datasets get to a machine that is rented, where the command line does not say.
     pub data_by: DataBy,
+    /// What a run's login may read at MLflow.
+    pub run_reads: RunReads,
     /// What comes home besides `$ECHOES_OUT`, where the command line names nothing.
     pub out: Vec<PathBuf>,
     /// Variables of every script's environment.

@@ -93,7 +93,10 @@ fn help_names_every_verb_and_a_wrong_one_is_a_usage_error() {
         assert_eq!((answer.code, answer.stdout.as_str()), (2, ""), "{wrong:?}: {}", answer.stderr);
     }
     let shop = run(dir.path(), &["logs", "shop"]).stderr;
-    assert!(shop.contains("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew"), "{shop}");
+    assert!(
+        shop.contains("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, run-proxy, renew"),
+        "{shop}"
+    );
 }
 
 #[test]

@@ -291,6 +291,7 @@ fn spec(args: Args, host: &Host, config: &Config) -> Result<Spec> {
         env: args.env,
         secrets: args.secret.iter().map(|one| named(one).0.to_owned()).collect(),
         grace: args.grace.unwrap_or(config.gpu.grace).seconds(),
+        login_marked: true,
     })
 }
 

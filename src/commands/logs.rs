@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt as _;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// mlflow, tensorboard, dashboard, docs; or nginx, auth, renew
+    /// mlflow, tensorboard, dashboard, docs; or nginx, auth, run-proxy, renew
     #[arg(value_parser = unit)]
     service: String,
     /// Go on as more is written
@@ -25,11 +25,12 @@ fn unit(name: &str) -> Result<String, String> {
     let others = match name {
         "nginx" => Some("nginx.service"),
         "auth" => Some("echoes-auth.service"),
+        "run-proxy" => Some("echoes-run-proxy.service"),
         "renew" => Some("echoes-renew.service"),
         _ => None,
     };
     ours.or(others.map(Into::into))
-        .ok_or("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, renew".into())
+        .ok_or("not one of mlflow, tensorboard, dashboard, docs, nginx, auth, run-proxy, renew".into())
 }
 
 pub fn run(args: Args) -> Result<u8> {

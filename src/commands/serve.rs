@@ -1,7 +1,7 @@
 //! `serve`: our own services, each run by its unit.
 
 use super::this_machine;
-use crate::web;
+use crate::{gpu::spec::RunReads, web};
 use anyhow::Result;
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -39,6 +39,19 @@ pub enum Command {
         #[arg(long)]
         htpasswd: Vec<PathBuf>,
     },
+    /// The way to MLflow for logins of runs, which lets each do its own run's work
+    RunProxy {
+        #[arg(long)]
+        socket: PathBuf,
+        #[arg(long)]
+        mlflow: String,
+        /// MLflow's unix socket, whatever place the URL names
+        #[arg(long)]
+        mlflow_socket: Option<PathBuf>,
+        /// What runs may read
+        #[arg(long, value_enum)]
+        reads: RunReads,
+    },
 }
 
 pub fn run(command: Command) -> Result<u8> {
@@ -59,6 +72,11 @@ pub fn run(command: Command) -> Result<u8> {
                 &host,
                 web::gate::Gate { socket, htpasswd, realm: "Echoes headquarters".into() },
             ))?;
+        }
+        Command::RunProxy { socket, mlflow, mlflow_socket, reads } => {
+            let mlflow = mlflow.parse()?;
+            let settings = web::run_proxy::RunProxy { socket, mlflow, mlflow_socket, reads };
+            web::run(web::run_proxy::serve(&host, settings))?;
         }
     }
     Ok(0)

@@ -42,6 +42,7 @@ pub fn run(command: Command, ui: &Ui) -> Result<u8> {
     let mut file = users::read(&host, path)?;
     match command {
         Command::Add { name, generate } => {
+            name.ensure_person().or_try("another name")?;
             let password = if generate { Password::generate()? } else { ask("password: ", true)? };
             let added = file.add(&name, &password)?;
             users::write(&host, path, &file)?;

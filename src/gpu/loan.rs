@@ -16,7 +16,7 @@ use crate::{
     host::Host,
     hq::{
         blueprint::HTPASSWD,
-        htpasswd::{Answer, Password, User},
+        htpasswd::{Answer, Password, RUN_PREFIX, User},
         receipt::Receipt,
         service::Service,
         users,
@@ -145,6 +145,12 @@ impl Loan for Desk<'_> {
         }
         if self.guarded(state)? {
             let user = user(run)?;
+            let marked = state.spec.login_marked;
+            if marked && users::read(self.host, Path::new(HTPASSWD))?.has_person(&user) {
+                let taken =
+                    || anyhow::bail!("{user} is a person who may log in here, and would be this run's login");
+                return taken().context(Hopeless).or_try("start it again with another --name");
+            }
             if !secrets.contains_key(PASSWORD) {
                 secrets.insert(USER.into(), user.to_string());
                 secrets.insert(PASSWORD.into(), Password::generate()?.reveal().into());
@@ -153,8 +159,8 @@ impl Loan for Desk<'_> {
             }
             let password = &secrets[PASSWORD];
             self.with_users(|file| {
-                if file.verify(&user, password) != Answer::Right {
-                    file.add(&user, &password.parse()?)?;
+                if file.verify(&user, password) != Answer::Right || file.has_person(&user) && !marked {
+                    file.add_run(&user, &password.parse()?)?;
                 }
                 Ok(())
             })?;
@@ -173,15 +179,22 @@ impl Loan for Desk<'_> {
         let user = user(run)?;
         if self.host.exists(Path::new(HTPASSWD))? {
             // One who is not there is as good.
-            self.with_users(|file| Ok(file.remove(&user)))?;
+            self.with_users(|file| {
+                if state.spec.login_marked {
+                    file.remove_run(&user);
+                } else {
+                    file.remove(&user);
+                }
+                Ok(())
+            })?;
         }
         if state.outcome.is_some() { self.host.remove(&path(run)) } else { Ok(()) }
     }
 }
 
-/// Nobody's name: people have no say in what runs are called after `run-`.
+/// A run's login: no person is given a name that begins so.
 fn user(run: &RunId) -> Result<User> {
-    format!("run-{run}").parse()
+    format!("{RUN_PREFIX}{run}").parse()
 }
 
 #[cfg(test)]
@@ -251,6 +264,27 @@ mod tests {
         desk.take_back(&state).unwrap();
         assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
         assert_eq!(secrets(&host, &state.spec.run).unwrap(), Secrets::new());
+    }
+
+    #[test]
+    fn a_person_called_like_a_runs_login_stays_as_they_are() {
+        let (_dir, host) = headquarters();
+        let desk = Desk { host: &host, config: &Config::default() };
+        let before = b"ana:$apr1$x$y\nrun-r1:$2y$05$c0ImoSkpDEWz66WPxQuoqeblKpmE946bWLgI33KqBAmxdatPrfASW\n";
+        host.write(Path::new(HTPASSWD), 0o640, before).unwrap();
+        let mut state = state(elsewhere(), &[]);
+        let refused = desk.lend(&state).unwrap_err();
+        assert!(
+            refused.is::<Hopeless>() && format!("{refused:#}").contains("run-r1 is a person"),
+            "{refused:#}"
+        );
+        desk.take_back(&state).unwrap();
+        assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), before);
+        // A run that began before the lines had remarks has the line of its name, with or without one.
+        state.spec.login_marked = false;
+        desk.lend(&state).unwrap();
+        desk.take_back(&state).unwrap();
+        assert_eq!(host.read(Path::new(HTPASSWD)).unwrap().unwrap(), b"ana:$apr1$x$y\n");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 /// What a run is called: in the journal, in the names of what is rented, in `azure_results/`. Lower-case letters,
 /// digits and `-`, begins with a letter, at most 40 characters: what Azure, systemd, ssh and file systems all take.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
@@ -143,6 +143,17 @@ pub enum DataBy {
     Clone,
 }
 
+/// What a run's login may read at MLflow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunReads {
+    /// Experiments that it has runs in.
+    #[default]
+    Own,
+    /// All experiments, and registered models.
+    All,
+}
+
 /// The disk of which machines in its region get a clone, with the datasets on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Original {
@@ -198,6 +209,9 @@ pub struct Spec {
     /// Names alone: a secret's value is in no journal.
     #[serde(default)]
     pub secrets: Vec<String>,
+    /// Its login has a remark in the password file, by which it is told from a person's; not in journals from before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub login_marked: bool,
     /// Seconds from the polite request to end until it is ended.
     #[serde(default = "old_grace", skip_serializing_if = "is_old_grace")]
     pub grace: u64,
@@ -235,6 +249,7 @@ impl Spec {
             env: Vec::new(),
             secrets: Vec::new(),
             grace: old_grace(),
+            login_marked: true,
         }
     }
 }

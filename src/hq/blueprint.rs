@@ -45,6 +45,7 @@ const LINKED: [&str; 3] = ["logs", "mlruns", "tfruns"];
 pub const HTPASSWD: &str = "/etc/nginx/.htpasswd";
 pub const AUTH: &str = "echoes-auth.service";
 pub const TENSORBOARD_PROXY: &str = "tensorboard-proxy.service";
+pub const RUN_PROXY: &str = "echoes-run-proxy.service";
 
 /// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
 struct Template {
@@ -75,6 +76,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/dashboard.service", Some(Service::Dashboard)),
     template!("systemd/system/docs.service", Some(Service::Docs)),
     template!("systemd/system/echoes-auth.service"),
+    template!("systemd/system/echoes-run-proxy.service", Some(Service::Mlflow)),
     template!("systemd/system/echoes-data.service"),
     template!("systemd/system/echoes-renew.service"),
     template!("systemd/system/echoes-renew.timer"),
@@ -85,6 +87,7 @@ const TEMPLATES: &[Template] = &[
     template!("systemd/system/echoes-sweep.timer"),
     template!("systemd/system/nginx.service.d/echoes.conf"),
     template!("nginx/conf.d/echoes.conf"),
+    template!("nginx/conf.d/echoes-run-proxy.conf", Some(Service::Mlflow)),
     template!("nginx/snippets/echoes-auth.conf"),
     template!("nginx/snippets/echoes-proxy.conf"),
     template!("nginx/snippets/echoes-site.conf"),
@@ -231,6 +234,9 @@ pub fn blueprint(site: &Site) -> Result<Vec<Resource>> {
     if guarded {
         all.push(Resource::FirstUser { path: HTPASSWD.into(), user: config.auth.user.to_string() });
         all.extend(draw.unit(AUTH, &[], &machine.build)?);
+    }
+    if has(Service::Mlflow) && config.mlflow.auth {
+        all.extend(draw.unit(RUN_PROXY, &[], &machine.build)?);
     }
     for service in services {
         let (reads, with) = match service {
@@ -477,6 +483,29 @@ mod tests {
         let default = "sites-available/echoes-default.conf";
         assert!(!says((1, 18), default).contains("ssl_reject_handshake"));
         assert!(says((1, 26), default).contains("ssl_reject_handshake on;"));
+    }
+
+    #[test]
+    fn each_guarded_site_says_which_service_is_asked_for() {
+        let open = Config::parse(Path::new("x"), "", &["mlflow.auth=false".parse().unwrap()]).unwrap();
+        let site = |config: &Config, name: &str| {
+            text(&draw(config, &machine(), None), &format!("/etc/nginx/sites-available/echoes-{name}.conf"))
+        };
+        let mut config = Config::default();
+        config.docs.auth = true;
+        for service in Service::ALL {
+            let text = site(&config, service.name());
+            assert!(text.contains(&format!("    set $echoes_service {service};\n")), "{text}");
+        }
+        assert!(site(&config, "mlflow").contains("proxy_pass http://$echoes_mlflow_for;"));
+        assert!(site(&config, "mlflow").contains("proxy_set_header X-Echoes-Run $echoes_run;"));
+        assert!(site(&open, "mlflow").contains("proxy_pass http://echoes_mlflow;"));
+        let unit = |config: &Config| {
+            draw(config, &machine(), None)
+                .iter()
+                .any(|r| matches!(r, Resource::Unit(unit) if unit.name == RUN_PROXY))
+        };
+        assert!(unit(&config) && !unit(&open), "without a password there is no login of a run");
     }
 
     #[test]

@@ -15,6 +15,12 @@ const COST: u32 = 12;
 /// Above this, one login would hold a processor for more than two seconds.
 const MAX_COST: u32 = 15;
 
+/// What begins the name of a run's login, and of no person's.
+pub const RUN_PREFIX: &str = "run-";
+
+/// The remark in the line of a run's login, by which it is told from that of a person who was called so before.
+const RUN_REMARK: &str = "a run's, of echoes-appliance";
+
 /// A user's name. It cannot hold what would end its field or line, nor anything but ASCII: browsers send
 /// other letters as UTF-8, Python clients as Latin-1, and only one of them would be let in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +39,18 @@ impl FromStr for User {
             "a user name is made of ASCII letters, digits and signs, with no space at either end"
         );
         Ok(Self(name.to_owned()))
+    }
+}
+
+impl User {
+    /// Refuses a name that would be taken for a run's.
+    pub fn ensure_person(&self) -> Result<()> {
+        ensure!(
+            !self.0.starts_with(RUN_PREFIX),
+            "names that begin with `{RUN_PREFIX}` are those of runs, which may do their own run's work at MLflow and nothing \
+             else: {self} would be taken for one"
+        );
+        Ok(())
     }
 }
 
@@ -215,6 +233,8 @@ struct Login {
     user: String,
     hash: String,
     kind: Kind,
+    /// The line has our remark.
+    is_run: bool,
 }
 
 impl Line {
@@ -223,9 +243,9 @@ impl Line {
         let login = || {
             let text = str::from_utf8(raw).ok().filter(|text| !text.starts_with('#'))?;
             let (user, rest) = text.split_once(':')?;
-            let hash = rest.split([':', '\r']).next().unwrap_or_default();
+            let (hash, remark) = rest.split_once([':', '\r']).unwrap_or((rest, ""));
             let (user, hash, kind) = (user.to_owned(), hash.to_owned(), Kind::of(hash));
-            (!user.is_empty()).then_some(Login { user, hash, kind })
+            (!user.is_empty()).then_some(Login { user, hash, kind, is_run: remark == RUN_REMARK })
         };
         Self { raw: raw.to_vec(), login: login() }
     }
@@ -263,17 +283,37 @@ impl Htpasswd {
     }
 
     fn add_at_cost(&mut self, user: &User, password: &Password, cost: u32) -> Result<Added> {
-        // $2y$ is the one prefix that every crypt(3) and every htpasswd reads.
-        let hash = bcrypt::hash_with_result(&password.0, cost)?.format_for_version(bcrypt::Version::TwoY);
-        let line = Line::parse(format!("{user}:{hash}").as_bytes());
+        let line = Line::parse(format!("{user}:{}", new_hash(password, cost)?).as_bytes());
+        Ok(self.set(user, line))
+    }
+
+    /// Set the password of a run's login. A line of a person called so would be lost: `has_person` says whether there is one.
+    pub fn add_run(&mut self, user: &User, password: &Password) -> Result<Added> {
+        let line = format!("{user}:{}:{RUN_REMARK}", new_hash(password, COST)?);
+        Ok(self.set(user, Line::parse(line.as_bytes())))
+    }
+
+    /// Whether a line of this name was made for a person.
+    pub fn has_person(&self, user: &User) -> bool {
+        let mut logins = self.lines.iter().filter_map(|line| line.login.as_ref());
+        logins.any(|login| login.user == user.0 && !login.is_run)
+    }
+
+    /// Remove a run's login; a person of that name stays.
+    pub fn remove_run(&mut self, user: &User) {
+        self.lines.retain(|line| !line.login.as_ref().is_some_and(|l| l.user == user.0 && l.is_run));
+    }
+
+    /// Put a line in the place of all of this user's.
+    fn set(&mut self, user: &User, line: Line) -> Added {
         let Some(at) = self.lines.iter().position(|line| line.is_of(&user.0)) else {
             self.lines.push(line);
-            return Ok(Added::New);
+            return Added::New;
         };
         self.lines[at] = line;
         let mut n = 0..;
         self.lines.retain(|line| n.next() == Some(at) || !line.is_of(&user.0));
-        Ok(Added::Changed)
+        Added::Changed
     }
 
     /// Remove every line of the user: were only the first to go, a second would open in its place. Says
@@ -322,9 +362,34 @@ impl Htpasswd {
     }
 }
 
+fn new_hash(password: &Password, cost: u32) -> Result<String> {
+    // $2y$ is the one prefix that every crypt(3) and every htpasswd reads.
+    Ok(bcrypt::hash_with_result(&password.0, cost)?.format_for_version(bcrypt::Version::TwoY))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_runs_line_is_told_from_a_persons_and_a_name_of_runs_is_nobodys() {
+        let run = user("run-s4");
+        assert!(run.ensure_person().unwrap_err().to_string().contains("names that begin with `run-`"));
+        assert!(user("runa").ensure_person().is_ok());
+        let mut all = file(&[("ana", "password1"), ("run-s4", "password2")]);
+        let before = all.format();
+        assert!(all.has_person(&run));
+        all.remove_run(&run);
+        assert_eq!(all.format(), before, "a person called so stays");
+        all.remove(&run);
+        assert!(!all.has_person(&run));
+        all.add_run(&run, &password("password3")).unwrap();
+        let mut again = Htpasswd::parse(&all.format());
+        assert!(!again.has_person(&run));
+        assert_eq!(again.verify(&run, "password3"), Answer::Right);
+        again.remove_run(&run);
+        assert_eq!(again.list().len(), 1);
+    }
 
     fn user(name: &str) -> User {
         name.parse().unwrap()

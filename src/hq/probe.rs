@@ -4,7 +4,7 @@
 mod litter;
 
 use super::{
-    blueprint::{AUTH, HTPASSWD, TENSORBOARD_PROXY},
+    blueprint::{AUTH, HTPASSWD, RUN_PROXY, TENSORBOARD_PROXY},
     certificate::{self, Standing},
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
@@ -205,10 +205,15 @@ pub fn ask_all(
             "`echoes-appliance install` writes nginx's files again",
         ));
         add(row("web.listeners", listeners(scene), "bind it to 127.0.0.1, or close its port to the network"));
-        for unit in [nginx::UNIT, AUTH, TENSORBOARD_PROXY, "echoes-renew.timer"] {
-            let guarded = scene.services.iter().any(|service| service.auth(scene.config));
-            let tensorboard = scene.services.contains(&Service::Tensorboard);
-            if (unit != AUTH || guarded) && (unit != TENSORBOARD_PROXY || tensorboard) {
+        for unit in [nginx::UNIT, AUTH, RUN_PROXY, TENSORBOARD_PROXY, "echoes-renew.timer"] {
+            let guarded = |service: &Service| service.auth(scene.config);
+            let wanted = match unit {
+                AUTH => scene.services.iter().any(guarded),
+                RUN_PROXY => scene.services.contains(&Service::Mlflow) && guarded(&Service::Mlflow),
+                TENSORBOARD_PROXY => scene.services.contains(&Service::Tensorboard),
+                _ => true,
+            };
+            if wanted {
                 add(row(
                     &format!("unit.{unit}"),
                     unit_is_well(scene, unit),

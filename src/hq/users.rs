@@ -40,6 +40,7 @@ pub fn make_first(host: &Host, path: &Path, user: &str, book: &Book) -> Result<(
     let mut file = read(host, path)?;
     let password = Password::generate()?;
     let user: User = user.parse().context("reading auth.user")?;
+    user.ensure_person().context("reading auth.user")?;
     let _: Added = file.add(&user, &password)?;
     book.note(Entry::Created { path: path.into(), dirs: missing_dirs(host, path)? })?;
     host.write(Path::new(FIRST_PASSWORD), 0o600, format!("{user}\n{}\n", password.reveal()).as_bytes())?;

@@ -3,12 +3,13 @@
 //!
 //! | answer | when | what nginx makes of it |
 //! |---|---|---|
-//! | 204 | the login is right | passes the request |
+//! | 204 | the login is right | passes the request; a run's, to the proxy that knows what it may do (`reach`) |
 //! | 401, `WWW-Authenticate` | no login, or a wrong one | 401 with that header: the browser asks |
 //! | 403, `Retry-After` | too many wrong ones | 403; the site's `error_page` makes it 429 |
+//! | 403, `X-Echoes-Beyond` | right, but a run's, which does not open this service | 403 with a sentence |
 //! | 503 | no password file that can be used | 500: closed, as when the gate itself is down |
 //!
-//! nginx knows no answers but 2xx, 401 and 403, hence 403 for too many; it is used for nothing else.
+//! nginx knows no answers but 2xx, 401 and 403, hence 403 for too many.
 //!
 //! What is remembered is that *this header opened this stored hash*: a key made of both. So a user who is
 //! removed or has a new password is out as soon as the file is read again, and nobody else notices. The file
@@ -22,6 +23,7 @@ use super::{
     attend, hold,
     memory::{Key, Limits, Memory},
     peer,
+    reach::{Reach, SERVICE},
     tries::{Allowance, Tries},
 };
 use crate::{
@@ -148,7 +150,13 @@ fn app(keeper: Arc<Keeper>, realm: HeaderValue, host: Arc<Host>) -> Router {
             }
             from = Some(peer::address(uid));
         }
-        keeper.ask(login, from).await.response(&realm)
+        match keeper.ask(login, from).await {
+            Answer::Pass => {
+                let user = login.and_then(credentials).map(|(user, _)| user).unwrap_or_default();
+                Reach::of(&user, headers.get(SERVICE)).into_response()
+            }
+            other => other.response(&realm),
+        }
     };
     Router::new().fallback(ask).with_state(keeper)
 }
@@ -606,10 +614,14 @@ mod tests {
 
         /// One request as nginx makes it. Answers the whole response's head.
         async fn knock(&self, login: Option<&str>, from: &str) -> String {
+            self.knock_at("mlflow", login, from).await
+        }
+
+        async fn knock_at(&self, service: &str, login: Option<&str>, from: &str) -> String {
             let mut stream = UnixStream::connect(self.dir.path().join("run/gate.sock")).await.unwrap();
             let login = login.map_or(String::new(), |login| format!("Authorization: {login}\r\n"));
             let request = format!(
-                "GET / HTTP/1.1\r\nHost: gate\r\nX-Real-IP: {from}\r\n{login}Connection: close\r\n\r\n"
+                "GET / HTTP/1.1\r\nHost: gate\r\nX-Real-IP: {from}\r\nX-Echoes-Service: {service}\r\n{login}Connection: close\r\n\r\n"
             );
             stream.write_all(request.as_bytes()).await.unwrap();
             let mut answer = String::new();
@@ -711,6 +723,31 @@ mod tests {
         let from = Some(peer::address(1001));
         let is_hers = |refusal: &Refusal| matches!(refusal, Refusal::Wrong { from: at, .. } if *at == from);
         assert!(said.iter().any(is_hers), "{said:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_runs_login_is_named_to_nginx_and_opens_mlflow_alone() {
+        let town = Town::of(&format!("{}{}", line("alice", "alice-password"), line("run-s4", "s4-password")));
+        town.while_open(async |town| {
+            let (alice, run) = (basic("alice", "alice-password"), basic("run-s4", "s4-password"));
+            let named = town.knock_at("mlflow", Some(&run), HERE).await;
+            assert!(
+                named.starts_with("http/1.1 204") && named.contains("\r\nx-echoes-run: run-s4\r\n"),
+                "{named}"
+            );
+            for service in ["dashboard", "tensorboard", "docs", ""] {
+                let beyond = town.knock_at(service, Some(&run), HERE).await;
+                assert!(
+                    beyond.starts_with("http/1.1 403") && beyond.contains("\r\nx-echoes-beyond: 1\r\n"),
+                    "{beyond}"
+                );
+                assert!(!beyond.contains("retry-after"), "it is not asked to try again: {beyond}");
+                let alices = town.knock_at(service, Some(&alice), HERE).await;
+                assert!(alices.starts_with("http/1.1 204") && !alices.contains("x-echoes"), "{alices}");
+            }
+            assert_eq!(town.status(&basic("run-s4", "wrong-password"), HERE).await, 401);
+        })
+        .await;
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ pub mod gate;
 pub mod memory;
 pub mod peer;
 pub mod proxy;
+pub mod reach;
+pub mod run_proxy;
 pub mod site;
 pub mod tries;
 

@@ -8,12 +8,13 @@ use kit::{
 use std::{collections::BTreeMap, time::Instant};
 
 /// Every unit that install has a hand in.
-const UNITS: [&str; 11] = [
+const UNITS: [&str; 12] = [
     "mlflow.service",
     "tensorboard.service",
     "dashboard.service",
     "docs.service",
     "echoes-auth.service",
+    "echoes-run-proxy.service",
     "echoes-data.service",
     "echoes-renew.timer",
     "echoes-renew-boot.timer",
@@ -23,12 +24,13 @@ const UNITS: [&str; 11] = [
 ];
 
 /// Ours that run a program.
-const SERVICES: [&str; 8] = [
+const SERVICES: [&str; 9] = [
     "mlflow.service",
     "tensorboard.service",
     "dashboard.service",
     "docs.service",
     "echoes-auth.service",
+    "echoes-run-proxy.service",
     "echoes-data.service",
     "echoes-renew.service",
     "echoes-alert.service",

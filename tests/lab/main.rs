@@ -20,5 +20,6 @@ mod life;
 mod machines;
 mod owned;
 mod persons;
+mod run_login;
 mod sandbox;
 mod store;

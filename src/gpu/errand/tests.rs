@@ -100,6 +100,7 @@ impl World {
             regions: Vec::new(),
             spot: Default::default(),
             max_seconds: None,
+            login_marked: true,
             max_cost: None,
             data: vec!["ucf".into()],
             original: None,
