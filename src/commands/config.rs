@@ -24,16 +24,41 @@ pub struct Settings {
     pub set: Vec<Setting>,
 }
 
+/// The settings that `install` and `plan` also take by flags of their own, as the first ones that anybody sets.
+#[derive(clap::Args)]
+pub struct First {
+    /// The name under which people reach the headquarters (the setting `domain`)
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Option<String>,
+    /// Whom the certificate authority may write to (the setting `tls.email`)
+    #[arg(long, value_name = "ADDRESS")]
+    email: Option<String>,
+}
+
 /// From where the person stands: `Host` takes every path from the root.
 fn absolute(path: &str) -> std::io::Result<PathBuf> {
     std::path::absolute(path)
 }
 
 impl Settings {
+    /// These, and what was said by flags of their own.
+    pub fn with(&self, first: &First) -> Result<Self> {
+        let mut set = self.set.clone();
+        for (key, value) in [("domain", &first.domain), ("tls.email", &first.email)] {
+            if let Some(value) = value {
+                set.push(Setting::new(key, &format!("{value:?}"))?);
+            }
+        }
+        Ok(Self { config: self.config.clone(), set })
+    }
+
     /// The settings of this command; an error says which file, line and key, and ends in exit status 78.
     pub fn read(&self, host: &Host) -> Result<Config> {
         let bad = |e: anyhow::Error| e.context(Code(EX_CONFIG));
-        let file = host.read_at_most(&self.config, SETTINGS).map_err(bad)?;
+        let file = host.read_at_most(&self.config, SETTINGS).or_else(|error| match unreadable(&error) {
+            true => Err(error).or_try("sudo echoes-appliance …"),
+            false => Err(bad(error)),
+        })?;
         if file.is_none() && self.config != Path::new(config::PATH) {
             return Err(bad(anyhow::anyhow!("{} is not there", self.config.display())));
         }
@@ -42,6 +67,15 @@ impl Settings {
             .or_try("`echoes-appliance config init --stdout` shows every setting with its meaning")
             .map_err(bad)
     }
+}
+
+/// Whether it is the person who may not read it: then nothing is wrong with what is in there.
+fn unreadable(error: &anyhow::Error) -> bool {
+    let io = |one: &(dyn std::error::Error + 'static)| {
+        one.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+            || one.downcast_ref() == Some(&nix::errno::Errno::EACCES)
+    };
+    error.chain().any(io)
 }
 
 #[derive(Subcommand)]

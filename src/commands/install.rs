@@ -1,8 +1,11 @@
 //! `install`: look, decide, note, do; then prove that every route answers.
 
-use super::{config::Settings, machine_in, need_root, renew};
+use super::{
+    config::{First, Settings},
+    machine_in, need_root, renew,
+};
 use crate::{
-    config::{self, Setting},
+    config,
     hash::sha256,
     host::Host,
     hq::{
@@ -27,12 +30,8 @@ pub struct Args {
     /// Only this service, beside those already installed; may be given more than once
     #[arg(long, value_enum, value_name = "SERVICE")]
     service: Vec<Service>,
-    /// The name under which people reach the headquarters (the setting `domain`)
-    #[arg(long, value_name = "DOMAIN")]
-    domain: Option<String>,
-    /// Whom the certificate authority may write to (the setting `tls.email`)
-    #[arg(long, value_name = "ADDRESS")]
-    email: Option<String>,
+    #[command(flatten)]
+    first: First,
     /// Install into a directory that holds a machine's files instead of this machine
     #[arg(long, value_name = "DIR", default_value = "/", hide_default_value = true)]
     root: PathBuf,
@@ -48,14 +47,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let _ = args.yes;
     let host = machine_in(&args.root)?;
     need_root(&host)?;
-    let mut set = settings.set.clone();
-    if let Some(domain) = &args.domain {
-        set.push(Setting::new("domain", &format!("{:?}", domain))?);
-    }
-    if let Some(email) = &args.email {
-        set.push(Setting::new("tls.email", &format!("{email:?}"))?);
-    }
-    let settings = Settings { config: settings.config.clone(), set };
+    let settings = settings.with(&args.first)?;
     let config = settings.read(&host)?;
     let book = Book::open(&host, ui)?;
     let survey = Survey::new(&host, config, &args.service, &book.receipt())?;

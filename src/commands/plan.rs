@@ -1,6 +1,9 @@
 //! `plan`: install that stops before doing.
 
-use super::{config::Settings, machine_in, need_root};
+use super::{
+    config::{First, Settings},
+    machine_in, need_root,
+};
 use crate::{
     host::Host,
     hq::{
@@ -22,6 +25,8 @@ pub struct Args {
     /// Only this service, beside those already installed
     #[arg(long, value_enum, value_name = "SERVICE")]
     service: Vec<Service>,
+    #[command(flatten)]
+    first: First,
     /// Show every file's change as a unified diff
     #[arg(long)]
     diff: bool,
@@ -40,7 +45,7 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let host = machine_in(&args.root)?;
     need_root(&host)?;
     let receipt = Receipt::read(&host)?;
-    let survey = Survey::new(&host, settings.read(&host)?, &args.service, &receipt)?;
+    let survey = Survey::new(&host, settings.with(&args.first)?.read(&host)?, &args.service, &receipt)?;
     let wanted = survey.blueprint()?;
     let seen = look(&host, &wanted, &receipt)?;
     let changes = plan(&wanted, &seen, &receipt, &Take::default(), Sweep::Unwanted);

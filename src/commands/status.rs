@@ -1,14 +1,15 @@
-//! `status`: how each service is doing, at a glance. Asks systemd and the files, not the services: it must answer
-//! when nothing else does.
+//! `status`: how each service is doing, and what all of them stand on, at a glance. Asks systemd and the files, not the
+//! services: it must answer when nothing else does.
 
 use super::{config::Settings, need_installed, need_root, this_machine};
 use crate::{
     config::Config,
     host::{Cmd, Host},
     hq::{
+        blueprint::{AUTH, RUN_PROXY, TENSORBOARD_PROXY},
         disk::size_words,
         eyes::{Eyes, UnitFacts},
-        probe, python,
+        nginx, probe, python,
         receipt::Receipt,
         service::Service,
     },
@@ -18,6 +19,9 @@ use crate::{
 use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
+
+/// The state of a service that nobody asked for.
+const NOT_INSTALLED: &str = "not installed";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -29,13 +33,40 @@ pub struct Args {
 #[derive(Serialize)]
 struct Status {
     services: Vec<ServiceStatus>,
+    /// What the services stand on.
+    parts: Vec<PartStatus>,
     data: DataStatus,
+    /// The names of services and parts that should be up and are not.
+    down: Vec<&'static str>,
 }
+
+#[derive(Serialize)]
+struct PartStatus {
+    name: &'static str,
+    /// systemd's name for it.
+    unit: String,
+    /// As a service's.
+    state: String,
+    last_error: Option<String>,
+}
+
+/// What all services stand on: its name, its unit, and what is missing without it.
+const PARTS: [(&str, &str, &str); 6] = [
+    ("nginx", nginx::UNIT, "nobody gets in"),
+    ("auth", AUTH, "nobody's password can be checked"),
+    ("run-proxy", RUN_PROXY, "runs reach no MLflow"),
+    ("tensorboard-proxy", TENSORBOARD_PROXY, "nobody reaches TensorBoard"),
+    ("renewal", "echoes-renew.timer", "certificates run out"),
+    ("sweep", "echoes-sweep.timer", "what a run has rented may stay when its driver dies"),
+];
+
+/// Exit status when something is down, as `validate` has it.
+const DOWN: u8 = 3;
 
 #[derive(Serialize)]
 struct ServiceStatus {
     name: &'static str,
-    /// systemd's ActiveState, or "not installed".
+    /// systemd's ActiveState; "auto-restart" for what died and waits to be started again; or "not installed".
     state: String,
     version: Option<String>,
     /// Bytes.
@@ -72,21 +103,57 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     }
     let installed = receipt.map(|receipt| receipt.installed()).ok();
     let units: Vec<String> = Service::ALL.into_iter().map(Service::unit).collect();
-    let names: Vec<&str> = units.iter().map(String::as_str).collect();
+    let names: Vec<&str> = units.iter().map(String::as_str).chain(PARTS.map(|(_, unit, _)| unit)).collect();
     let eyes = Eyes::open(&host, &[], &names)?;
+    let facts = |unit: &str| eyes.units.get(unit).cloned().unwrap_or_default();
     let service = |service: Service| {
-        let facts = eyes.units.get(&service.unit()).cloned().unwrap_or_default();
+        let facts = facts(&service.unit());
         let known = installed.as_ref().map_or(facts.enabled, |all| all.contains(&service));
         one(&host, &config, service, &facts, known)
     };
-    let services = Service::ALL.into_iter().map(service).collect();
-    let status = Status { services, data: data(&host, &config)? };
+    let services: Vec<_> = Service::ALL.into_iter().map(service).collect();
+    let part = |(name, unit, _): (&'static str, &str, &str)| PartStatus {
+        name,
+        unit: unit.into(),
+        state: state(&facts(unit)),
+        last_error: last_error(&host, unit),
+    };
+    let has = |service: Service| {
+        services.iter().any(|one| one.name == service.name() && one.state != NOT_INSTALLED)
+    };
+    let is_guarded = |service: &Service| has(*service) && service.auth(&config);
+    let wanted = |unit: &str| match unit {
+        AUTH => Service::ALL.iter().any(is_guarded),
+        RUN_PROXY => is_guarded(&Service::Mlflow),
+        TENSORBOARD_PROXY => has(Service::Tensorboard),
+        _ => true,
+    };
+    let parts: Vec<_> = PARTS.into_iter().filter(|(_, unit, _)| wanted(unit)).map(part).collect();
+    let data = data(&host, &config)?;
+    let down = down(&services, &parts, &data);
+    let status = Status { services, parts, data, down };
     if args.json {
         ui.out(serde_json::to_string_pretty(&status)?);
     } else {
         ui.out(words(&status));
     }
-    Ok(0)
+    Ok(if status.down.is_empty() { 0 } else { DOWN })
+}
+
+/// Names what should be up and is not. Pure.
+fn down(services: &[ServiceStatus], parts: &[PartStatus], data: &DataStatus) -> Vec<&'static str> {
+    // Also while it starts, which takes MLflow some seconds.
+    let is_up = |state: &str| matches!(state, "active" | "activating" | "reloading" | NOT_INSTALLED);
+    let services = services.iter().map(|one| (one.name, one.state.as_str()));
+    let parts = parts.iter().map(|one| (one.name, one.state.as_str()));
+    let down = services.chain(parts).filter(|(_, state)| !is_up(state)).map(|(name, _)| name);
+    let lacks_disk = !data.mounted && data.disk != "none";
+    down.chain(lacks_disk.then_some("data")).collect()
+}
+
+fn state(facts: &UnitFacts) -> String {
+    let sub = facts.properties.get("SubState");
+    sub.filter(|sub| *sub == "auto-restart").unwrap_or(&facts.active).clone()
 }
 
 fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known: bool) -> ServiceStatus {
@@ -105,7 +172,7 @@ fn one(host: &Host, config: &Config, service: Service, facts: &UnitFacts, known:
     let certificate = probe::on_disk(host, &service.host(config)).ok();
     ServiceStatus {
         name: service.name(),
-        state: if known { facts.active.clone() } else { "not installed".into() },
+        state: if known { state(facts) } else { NOT_INSTALLED.into() },
         version: version.filter(|_| known),
         // systemd says [not set], or the largest number there is, for what it does not count.
         memory: number("MemoryCurrent").filter(|n| *n < u64::MAX / 2 && facts.active == "active"),
@@ -167,6 +234,15 @@ fn words(status: &Status) -> String {
             errors.push_str(&format!("\n{}: {error}", service.name));
         }
     }
+    let mut parts = Vec::new();
+    for part in &status.parts {
+        let without = PARTS.iter().find(|(name, ..)| *name == part.name).map_or("", |(.., without)| without);
+        let lacks = if status.down.contains(&part.name) { format!(": {without}") } else { String::new() };
+        parts.push(vec![part.name.to_owned(), format!("{}{lacks}", part.state)]);
+        if let Some(error) = &part.last_error {
+            errors.push_str(&format!("\n{}: {error}", part.name));
+        }
+    }
     let data = &status.data;
     let room = match (data.free, data.size) {
         (Some(free), Some(size)) => format!("{} of {} free", size_words(free), size_words(size)),
@@ -178,7 +254,8 @@ fn words(status: &Status) -> String {
         (false, _) => "NO data disk is mounted",
     };
     let errors = if errors.is_empty() { errors } else { format!("\n\nlast errors:{errors}") };
-    format!("{}\n\ndata: {}, {place}, {room}{errors}", table(&rows), data.path)
+    parts.push(vec!["data".to_owned(), format!("{}, {place}, {room}", data.path)]);
+    format!("{}\n\n{}{errors}", table(&rows), table(&parts))
 }
 
 /// A length of time in its two largest units.
@@ -194,6 +271,62 @@ fn ago(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_should_be_up_and_is_not_is_named() {
+        let service = |name, state: &str| ServiceStatus {
+            name,
+            state: state.into(),
+            version: None,
+            memory: None,
+            uptime: None,
+            url: String::new(),
+            certificate_days_left: None,
+            certificate_health: None,
+            last_error: None,
+        };
+        let part = |name, state: &str| PartStatus {
+            name,
+            unit: String::new(),
+            state: state.into(),
+            last_error: None,
+        };
+        let data = |mounted, disk: &str| DataStatus {
+            path: "/d".into(),
+            mounted,
+            disk: disk.into(),
+            free: None,
+            size: None,
+        };
+        let up =
+            [service("mlflow", "active"), service("docs", NOT_INSTALLED), service("dashboard", "activating")];
+        let parts = [part("nginx", "active"), part("sweep", "active")];
+        assert_eq!(down(&up, &parts, &data(true, "auto")), Vec::<&str>::new());
+        assert_eq!(down(&up, &parts, &data(false, "none")), Vec::<&str>::new());
+        let bad = [service("mlflow", "auto-restart"), service("docs", "failed")];
+        let parts = [part("nginx", "inactive"), part("sweep", "active"), part("auth", "")];
+        assert_eq!(down(&bad, &parts, &data(false, "auto")), ["mlflow", "docs", "nginx", "auth", "data"]);
+        let status = Status {
+            down: down(&bad, &parts, &data(false, "auto")),
+            services: bad.into(),
+            parts: parts.into(),
+            data: data(false, "auto"),
+        };
+        assert!(words(&status).contains(" inactive: nobody gets in\n"), "{}", words(&status));
+    }
+
+    #[test]
+    fn a_unit_that_waits_to_be_started_again_is_not_starting() {
+        let facts = |sub: &str| UnitFacts {
+            active: "activating".into(),
+            properties: [("SubState".to_owned(), sub.to_owned())].into(),
+            ..UnitFacts::default()
+        };
+        assert_eq!(
+            (state(&facts("auto-restart")), state(&facts("start"))),
+            ("auto-restart".into(), "activating".into())
+        );
+    }
 
     #[test]
     fn lengths_of_time_are_short() {

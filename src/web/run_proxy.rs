@@ -36,7 +36,13 @@ use query::{read_query, write_query};
 use reqwest::Url;
 use route::{Call, Found, Refusal};
 use serde_json::{Map, Value};
-use std::{collections::HashMap, path::PathBuf, sync::Arc, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    sync::Mutex,
+    time::Duration,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A batch of a thousand numbers is 200 kB; a model's description, some megabytes.

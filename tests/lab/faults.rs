@@ -183,3 +183,47 @@ fn what_happens_to_a_headquarters_is_seen_and_survived() {
     machine.ok("echo '{\"v\":99,\"at\":0,\"did\":\"new\"}' >> /var/lib/echoes-appliance/receipt.jsonl");
     says(&hq::run(&machine, 1, "install"), &["receipt.jsonl was written by a newer echoes-appliance"]);
 }
+
+#[test]
+fn status_and_logs_say_what_is_down_and_why() {
+    if !hq::can_boot("what status and logs say") {
+        return;
+    }
+    let machine = hq::installed(Release::Bookworm);
+    let up = machine.exec("echoes-appliance status --json").json();
+    assert_eq!(up["down"], serde_json::json!([]), "{up}");
+    let said = hq::run(&machine, 0, "status");
+    says(
+        &said,
+        &[
+            "nginx    active",
+            "auth     active",
+            "renewal  active",
+            "sweep    active",
+            "on the OS disk, as set",
+        ],
+    );
+
+    // nginx itself says why, to the journal as well.
+    machine.ok("systemctl stop docs && curl -sk -o /dev/null --resolve docs.localhost:443:127.0.0.1 https://docs.localhost/");
+    says(&hq::run(&machine, 3, "status"), &["inactive"]);
+    says(&hq::run(&machine, 0, "logs nginx -n 50"), &["connect() failed", "docs.localhost"]);
+    machine.ok("systemctl start docs; systemctl stop nginx echoes-sweep.timer");
+    let words = ["nginx    inactive: nobody gets in", "sweep    inactive: what a run has rented may stay"];
+    says(&hq::run(&machine, 3, "status"), &words);
+    machine.ok("systemctl start nginx echoes-sweep.timer");
+    hq::run(&machine, 0, "status");
+
+    // Who may not read what is to be told is told that, and nothing else is wrong.
+    for verb in ["status", "logs mlflow", "plan", "validate"] {
+        let refused = machine.exec(&format!("runuser -u nobody -- echoes-appliance {verb}"));
+        assert_eq!(refused.code, 1, "{verb} {refused}");
+        says(&refused.stderr, &["sudo echoes-appliance"]);
+    }
+    machine.ok("usermod -aG systemd-journal nobody && runuser -u nobody -- echoes-appliance logs mlflow");
+
+    // `plan` takes what `install` takes first.
+    let planned = machine.exec("echoes-appliance plan --domain hq.example.org --email a@b.org --diff");
+    assert_eq!(planned.code, 2, "{planned}");
+    says(&planned.stdout, &["server_name docs.hq.example.org;"]);
+}
