@@ -18,4 +18,5 @@ mod gpu;
 mod life;
 mod machines;
 mod owned;
+mod scanners;
 mod store;
