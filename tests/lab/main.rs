@@ -22,4 +22,5 @@ mod owned;
 mod persons;
 mod run_login;
 mod sandbox;
+mod scanners;
 mod store;
