@@ -89,7 +89,7 @@ impl Line {
             Place::On(n, number) => {
                 let was = lines.get(n)?.clone();
                 let at = was.find(self.directive)? + self.directive.len();
-                let (head, tail) = was.split_at(at);
+                let (head, tail) = was.split_at_checked(at)?;
                 let now = format!("{head}{}", tail.replacen(&number.to_string(), &self.least.to_string(), 1));
                 lines[n].clone_from(&now);
                 (was, now)
@@ -171,9 +171,9 @@ fn joined(lines: &[String]) -> String {
 fn words(code: &str) -> impl Iterator<Item = &str> {
     code.split_whitespace()
         .flat_map(|word| word.split_inclusive(['{', '}', ';']))
-        .flat_map(|word| match word.char_indices().next_back() {
-            Some((at, '{' | '}' | ';')) => [&word[..at], &word[at..]],
-            _ => [word, ""],
+        .flat_map(|word| {
+            let end = word.strip_suffix(['{', '}', ';']);
+            end.and_then(|rest| Some([rest, word.strip_prefix(rest)?])).unwrap_or([word, ""])
         })
         .filter(|word| !word.is_empty())
 }

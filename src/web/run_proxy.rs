@@ -222,7 +222,7 @@ impl Proxy {
             verified.map_err(|why| Answer::Denied { run: run.clone(), why })
         };
         let mut url = self.url(artifact::ROOT);
-        let below = path[artifact::ROOT.len()..].strip_prefix('/');
+        let below = path.strip_prefix(artifact::ROOT).and_then(|rest| rest.strip_prefix('/'));
         match (method, below) {
             (&Method::GET, None) => {
                 let fields = read_query(request.uri().query().unwrap_or_default())?;
