@@ -138,7 +138,7 @@ fn bad_settings_are_told_by_file_line_and_what_is_allowed() {
             "domain = \"a.test\"\n\n[mlflow]\nprot = 1\n",
             "error: checking DIR/c.toml\n  because: TOML parse error at line 4, column 1\n  |\n\
              4 | prot = 1\n  | ^^^^\n\
-             unknown field `prot`, expected one of `enabled`, `auth`, `port`, `listen`, `backend`, `artifacts`, `import`, `memory_max`\n",
+             unknown field `prot`, expected one of `enabled`, `auth`, `port`, `listen`, `backend`, `artifacts`, `managed_identity`, `import`, `memory_max`\n",
         ),
         (
             "domain = \"a.test\\nserver {}\"\n",

@@ -158,6 +158,11 @@ impl Host {
         anyhow::Error::new(error).context(format!("starting {}", cmd.program))
     }
 
+    /// Be this same program from now on, with these words, as it is. Comes back only when that cannot be, and then with why.
+    pub fn go_on(&self, words: Vec<String>) -> anyhow::Error {
+        anyhow::Error::new(Command::new("/proc/self/exe").args(words).exec()).context("going on in a sandbox")
+    }
+
     /// Be this same program from now on, with these words, as that person: in their environment alone, but for what is named
     /// of ours. Comes back only when that cannot be, and then with why.
     pub fn begin_anew(&self, person: &Person, words: Vec<String>, kept: &[&str]) -> Result<anyhow::Error> {

@@ -289,7 +289,13 @@ fn receipt(machine: &Machine) -> BTreeSet<String> {
             "wrote" | "linked" | "created" | "built" => drop(all.insert(format!("path {}", text("path")))),
             "removed" => drop(all.remove(&format!("path {}", text("path")))),
             "set-aside" => drop(all.insert(format!("aside {}", text("path")))),
-            "put-back" => drop(all.remove(&format!("aside {}", text("path")))),
+            "replaced" => drop(all.insert(format!("line {}", text("path")))),
+            "shut" => drop(all.insert(format!("mode {}", text("path")))),
+            "reopened" => drop(all.remove(&format!("mode {}", text("path")))),
+            "put-back" => {
+                all.remove(&format!("aside {}", text("path")));
+                all.remove(&format!("line {}", text("path")));
+            }
             "enabled" => drop(all.insert(format!("unit {}", text("unit")))),
             "disabled" => drop(all.remove(&format!("unit {}", text("unit")))),
             "loaded" => drop(all.insert(format!("loaded {}", text("what")))),

@@ -88,8 +88,8 @@ pub fn settle(host: &Host, site: &Site, user: Option<&str>, verb: &str, sandbox:
         let words = site.words(verb).into_iter().chain(sandbox.then(|| "--sandbox".to_owned()));
         return Err(host.begin_anew(&user, words.collect(), &HANDED_ON)?);
     }
-    if sandbox {
-        sandbox::enter(host)?;
+    if sandbox && sandbox::enter(host)? {
+        return Err(host.go_on(site.words(verb)));
     }
     shut_shared(host, site)?;
     host.list(&site.dir()).with_context(|| format!("{} is not to be reached", site.dir().display()))?;

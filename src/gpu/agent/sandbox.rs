@@ -192,13 +192,14 @@ fn resolv_conf(host: &Host) -> String {
 }
 
 /// From here on neither this process nor what it starts becomes more than its user. Where it is a person's, no process of
-/// theirs outside can be traced or written to either, where the kernel lets people have namespaces of users.
-pub fn enter(host: &Host) -> Result<()> {
+/// theirs outside can be traced or written to either, where the kernel lets people have namespaces of users. True: this
+/// process is in one, and may do with its user's files there what root may, such as read what is shut, until it begins anew.
+pub fn enter(host: &Host) -> Result<bool> {
     set_no_new_privs().context("giving up setuid programs")?;
     filter::apply().context("giving up the making of setuid files")?;
     let (uid, gid) = (geteuid(), getegid());
     if uid.is_root() || unshare(CloneFlags::CLONE_NEWUSER).is_err() {
-        return Ok(());
+        return Ok(false);
     }
     for (file, text) in [
         ("setgroups", "deny".to_owned()),
@@ -208,7 +209,7 @@ pub fn enter(host: &Host) -> Result<()> {
         let doing = || format!("writing /proc/self/{file}");
         host.append(&Path::new("/proc/self").join(file))?.write_all(text.as_bytes()).with_context(doing)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Where programs keep what they fetch and compile, by the variables that say so, once a person's home cannot be written
