@@ -24,9 +24,10 @@ const UNITS: [&str; 12] = [
 ];
 
 /// Ours that run a program.
-const SERVICES: [&str; 9] = [
+const SERVICES: [&str; 10] = [
     "mlflow.service",
     "tensorboard.service",
+    "tensorboard-proxy.service",
     "dashboard.service",
     "docs.service",
     "echoes-auth.service",
@@ -37,8 +38,9 @@ const SERVICES: [&str; 9] = [
 ];
 
 /// What a change of the domain changes, in /etc: the names that nginx answers to, and those that MLflow believes.
-const OF_THE_DOMAIN: [&str; 7] = [
+const OF_THE_DOMAIN: [&str; 8] = [
     "/etc/echoes-appliance/config.toml",
+    "/etc/nginx/conf.d/echoes.conf",
     "/etc/nginx/sites-available/echoes-dashboard.conf",
     "/etc/nginx/sites-available/echoes-default.conf",
     "/etc/nginx/sites-available/echoes-docs.conf",
