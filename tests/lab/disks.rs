@@ -123,7 +123,7 @@ fn a_disk_may_be_missing_at_boot_and_may_move_to_another_machine() {
         machine.ok("systemctl is-active ssh nginx docs dashboard").lines().filter(|l| *l == "active").count(),
         4
     );
-    let said = hq::run(&machine, 0, "status");
+    let said = hq::run(&machine, 3, "status");
     assert!(said.contains("NO data disk is mounted"), "{said}");
     let active = machine.exec("systemctl is-active mlflow tensorboard").stdout;
     assert!(!active.lines().any(|state| state == "active"), "they have nowhere to be: {active}");
