@@ -5,6 +5,7 @@ use kit::{
     hq,
     lab::{Machine, Release},
 };
+use std::process::Command;
 
 const CHEAP: &str = "install --service dashboard --set data.disk=none";
 
@@ -196,7 +197,11 @@ fn status_and_logs_say_what_is_down_and_why() {
     says(&said, &["renewal ", "tensorboard-proxy ", "on the OS disk, as set"]);
 
     // nginx itself says why, to the journal as well.
-    machine.ok("systemctl stop docs && curl -sk -o /dev/null --resolve docs.localhost:443:127.0.0.1 https://docs.localhost/");
+    machine.ok("systemctl stop docs");
+    let resolve = format!("docs.localhost:443:{}", machine.ip());
+    let curl =
+        ["--silent", "--insecure", "--output", "/dev/null", "--resolve", &resolve, "https://docs.localhost/"];
+    assert!(Command::new("curl").args(curl).status().unwrap().success());
     says(&hq::run(&machine, 3, "status"), &["inactive"]);
     says(&hq::run(&machine, 0, "logs nginx -n 50"), &["connect() failed", "docs.localhost"]);
     machine.ok("systemctl start docs; systemctl stop nginx echoes-sweep.timer");

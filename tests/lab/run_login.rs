@@ -4,8 +4,10 @@
 use kit::{
     hq,
     lab::{Machine, Release},
+    process::CompletedProcess,
 };
 use serde_json::Value;
+use std::process::Command;
 
 #[test]
 fn a_runs_login_opens_its_own_work_at_mlflow_and_nothing_else_on_debian_11() {
@@ -17,14 +19,17 @@ fn a_runs_login_opens_its_own_work_at_mlflow_and_nothing_else_on_debian_12() {
     story(Release::Bookworm);
 }
 
-/// Asks through nginx as run s4. Answers the status and the body.
+/// Asks through nginx as run s4, from this host. Answers the status and the body.
 fn ask(machine: &Machine, password: &str, service: &str, arguments: &str) -> (u16, String) {
     let host = format!("{service}.localhost");
-    let said = machine.ok(&format!(
-        "curl --silent --insecure --max-time 60 --resolve {host}:443:127.0.0.1 --user run-s4:{password} \
+    let curl = format!(
+        "curl --silent --insecure --max-time 60 --resolve {host}:443:{} --user run-s4:{password} \
          --header 'X-Echoes-Run: run-other' --write-out '\\n%{{http_code}}' {}",
+        machine.ip(),
         arguments.replace("URL", &format!("https://{host}"))
-    ));
+    );
+    let said = CompletedProcess::run(Command::new("sh").args(["-c", &curl]));
+    let said = &said.assert_code(0).stdout;
     let (body, status) = said.trim_end().rsplit_once('\n').unwrap_or(("", said.trim_end()));
     (status.parse().unwrap_or_default(), body.to_owned())
 }
@@ -65,11 +70,13 @@ fn story(release: Release) {
     let metric = format!("{{\"run_id\":\"{run}\",\"key\":\"loss\",\"value\":0.5,\"timestamp\":1}}");
     assert_eq!(call(&format!("{json} '{metric}' {api}/runs/log-metric")).0, 200);
     let artifact = format!("URL/api/2.0/mlflow-artifacts/artifacts/0/{run}/artifacts/x.bin");
-    machine.ok("head -c 50000000 /dev/urandom >/tmp/x.bin");
-    assert_eq!(call(&format!("--upload-file /tmp/x.bin {artifact}")).0, 200);
-    let (status, _) = call(&format!("--output /tmp/y.bin {artifact}"));
+    let dir = tempfile::tempdir().unwrap();
+    let (there, back) = (dir.path().join("there"), dir.path().join("back"));
+    std::fs::write(&there, kit::here::noise(50_000_000)).unwrap();
+    assert_eq!(call(&format!("--upload-file {} {artifact}", there.display())).0, 200);
+    let (status, _) = call(&format!("--output {} {artifact}", back.display()));
     assert_eq!(status, 200);
-    machine.ok("cmp /tmp/x.bin /tmp/y.bin");
+    assert!(std::fs::read(&there).unwrap() == std::fs::read(&back).unwrap(), "it came back changed");
     for arguments in [
         format!("{api}/experiments/search?max_results=10"),
         format!("{json} '{{\"run_id\":\"{run}\"}}' {api}/runs/delete"),

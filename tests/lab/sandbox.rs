@@ -179,7 +179,7 @@ fn validate_leaves_nothing_behind() {
     assert_eq!(machine.ok(locks), "", "nobody else may write there");
     // A disk that comes back to a headquarters whose users have other numbers.
     hq::run(&machine, 0, "uninstall");
-    machine.ok("groupadd between; useradd --no-create-home between");
+    machine.ok("groupadd between; useradd --no-create-home -g between between");
     hq::run(&machine, 0, "install --set data.disk=none");
     let groups = machine.ok("cd /mnt/echoes_data/mlruns && stat -c %U:%G mlflow.db .version artifacts");
     assert_eq!(groups, "mlflow:echoes\nmlflow:echoes\nmlflow:mlflow\n");

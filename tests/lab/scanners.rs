@@ -36,10 +36,11 @@ fn fed(command: &mut Command, input: &str) -> CompletedProcess {
 
 /// What gixy says of nginx as Debian's own nginx.conf or we mean it to be, by its name for it and the file it is in. The
 /// reason is apart.
-const MEANT: [(&str, &str, &str); 4] = [
+const MEANT: [(&str, &str, &str); 5] = [
     ("weak_ssl_tls", "<stdin>", "Debian's nginx.conf allows old TLS; each server of ours says its own"),
     ("worker_rlimit_nofile_vs_connections", "<stdin>", "the limit is the unit's, which gixy does not see"),
     ("hsts_header", "", "only a publicly trusted certificate may promise https: it lies beside that"),
+    ("missing_resolver", "", "what the variable names are upstreams of ours, at sockets"),
     ("try_files_is_evil_too", "", "an opinion about speed, of a file that is asked for once in two months"),
 ];
 
