@@ -364,9 +364,9 @@ fn bodies(visitor: &Visitor, release: Release) {
             &data,
         ];
         let answer = visitor.ask(method, path, &chunked);
-        // MLflow may refuse before it has heard enough.
+        // MLflow may refuse before it has heard enough, or hang up, as the old one does.
         assert!(
-            (400..500).contains(&answer.status),
+            (400..500).contains(&answer.status) || answer.status == 502,
             "{release}: {method} {path} in chunks: {}",
             answer.status
         );

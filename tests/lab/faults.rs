@@ -203,7 +203,10 @@ fn status_and_logs_say_what_is_down_and_why() {
         ["--silent", "--insecure", "--output", "/dev/null", "--resolve", &resolve, "https://docs.localhost/"];
     assert!(Command::new("curl").args(curl).status().unwrap().success());
     says(&hq::run(&machine, 3, "status"), &["inactive"]);
-    says(&hq::run(&machine, 0, "logs nginx -n 50"), &["connect() failed", "docs.localhost"]);
+    says(
+        &hq::run(&machine, 0, "logs nginx -n 50"),
+        &["docs.sock failed (2: No such file or directory)", "docs.localhost"],
+    );
     machine.ok("systemctl start docs; systemctl stop nginx echoes-sweep.timer");
     let words = ["inactive: nobody gets in", "inactive: what a run has rented may stay"];
     says(&hq::run(&machine, 3, "status"), &words);

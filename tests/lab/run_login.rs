@@ -55,7 +55,7 @@ fn story(release: Release) {
         let (status, body) = ask(&machine, password, service, "URL/");
         assert_eq!(
             (status, body.as_str()),
-            (403, "The login of a run opens MLflow, and nothing else."),
+            (403, "The login of a run opens MLflow, and nothing else.\n"),
             "{service}"
         );
     }

@@ -58,6 +58,11 @@ fn a_script_here(release: Release) {
     }
     let machine = hq::installed(release);
     experiment::person(&machine).unwrap();
+    if release == Release::Bullseye {
+        // The experiment's own are for a newer Python.
+        let requirements = format!("/home/{PERSON}/echoes/requirements.txt");
+        machine.put(b"mlflow-skinny==3.1.4\nnumpy\n", &requirements, 0o644).unwrap();
+    }
     machine.put(SCRIPT.as_bytes(), &format!("/home/{PERSON}/echoes/experiments/sandbox.py"), 0o644).unwrap();
     machine.ok(&format!(
         "usermod -aG echoes,disk {PERSON}; useradd bob; cd /mnt/echoes_data/azure_results && \
