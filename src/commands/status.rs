@@ -6,7 +6,7 @@ use crate::{
     config::Config,
     host::{Cmd, Host},
     hq::{
-        blueprint::{AUTH, RUN_PROXY, TENSORBOARD_PROXY},
+        blueprint::{AUTH, RUN_PROXY, TENSORBOARD_PROXY, is_part_wanted},
         disk::size_words,
         eyes::{Eyes, UnitFacts},
         nginx, probe, python,
@@ -121,14 +121,8 @@ pub fn run(args: Args, settings: &Settings, ui: &Ui) -> Result<u8> {
     let has = |service: Service| {
         services.iter().any(|one| one.name == service.name() && one.state != NOT_INSTALLED)
     };
-    let is_guarded = |service: &Service| has(*service) && service.auth(&config);
-    let wanted = |unit: &str| match unit {
-        AUTH => Service::ALL.iter().any(is_guarded),
-        RUN_PROXY => is_guarded(&Service::Mlflow),
-        TENSORBOARD_PROXY => has(Service::Tensorboard),
-        _ => true,
-    };
-    let parts: Vec<_> = PARTS.into_iter().filter(|(_, unit, _)| wanted(unit)).map(part).collect();
+    let parts: Vec<_> =
+        PARTS.into_iter().filter(|(_, unit, _)| is_part_wanted(unit, &config, has)).map(part).collect();
     let data = data(&host, &config)?;
     let down = down(&services, &parts, &data);
     let status = Status { services, parts, data, down };

@@ -47,6 +47,18 @@ pub const AUTH: &str = "echoes-auth.service";
 pub const TENSORBOARD_PROXY: &str = "tensorboard-proxy.service";
 pub const RUN_PROXY: &str = "echoes-run-proxy.service";
 
+/// Whether a unit that services stand on is wanted, where these are the services. True for what all of them need.
+pub fn is_part_wanted(unit: &str, config: &Config, has: impl Fn(Service) -> bool) -> bool {
+    let is_guarded = |service: Service| has(service) && service.auth(config);
+    match unit {
+        // Without a password to check there is nobody to check it.
+        AUTH => Service::ALL.into_iter().any(is_guarded),
+        RUN_PROXY => is_guarded(Service::Mlflow),
+        TENSORBOARD_PROXY => has(Service::Tensorboard),
+        _ => true,
+    }
+}
+
 /// A template, and the file it becomes. `templates/` mirrors `/etc/`, so the name says both.
 struct Template {
     name: &'static str,

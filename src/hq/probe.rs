@@ -4,7 +4,7 @@
 mod litter;
 
 use super::{
-    blueprint::{AUTH, HTPASSWD, RUN_PROXY, TENSORBOARD_PROXY},
+    blueprint::{AUTH, HTPASSWD, RUN_PROXY, TENSORBOARD_PROXY, is_part_wanted},
     certificate::{self, Standing},
     eyes::Eyes,
     htpasswd::{Htpasswd, Password, User},
@@ -206,14 +206,7 @@ pub fn ask_all(
         ));
         add(row("web.listeners", listeners(scene), "bind it to 127.0.0.1, or close its port to the network"));
         for unit in [nginx::UNIT, AUTH, RUN_PROXY, TENSORBOARD_PROXY, "echoes-renew.timer"] {
-            let guarded = |service: &Service| service.auth(scene.config);
-            let wanted = match unit {
-                AUTH => scene.services.iter().any(guarded),
-                RUN_PROXY => scene.services.contains(&Service::Mlflow) && guarded(&Service::Mlflow),
-                TENSORBOARD_PROXY => scene.services.contains(&Service::Tensorboard),
-                _ => true,
-            };
-            if wanted {
+            if is_part_wanted(unit, scene.config, |service| scene.services.contains(&service)) {
                 add(row(
                     &format!("unit.{unit}"),
                     unit_is_well(scene, unit),

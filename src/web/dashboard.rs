@@ -4,7 +4,7 @@
 //! fields that we show and checked, because whoever logs a run decides what is in it. Nothing here can change
 //! anything in MLflow.
 
-use super::{attend, gate, site};
+use super::{attend, gate, mlflow_client, site};
 use crate::host::Host;
 use anyhow::{Context as _, Result};
 use axum::{
@@ -130,14 +130,7 @@ struct Mlflow {
 
 impl Mlflow {
     fn new(base: Url, socket: Option<&Path>, patience: Duration) -> Result<Self> {
-        let mut client = reqwest::Client::builder();
-        if let Some(socket) = socket {
-            client = client.unix_socket(socket);
-        }
-        // A redirect or a proxy could only lead away from this machine.
-        let client = client
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
+        let client = mlflow_client(socket)
             .connect_timeout(Duration::from_secs(2))
             .build()
             .context("making a client for MLflow")?;

@@ -17,6 +17,7 @@ use axum::{Router, serve::Listener};
 use libsystemd::daemon::{NotifyState, notify};
 use std::{
     future::Future,
+    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -52,6 +53,15 @@ pub async fn json_at_most(
         body.extend_from_slice(&piece);
     }
     Ok(serde_json::from_slice(&body).ok())
+}
+
+/// For MLflow: at its socket, or where a URL says. A redirect or a proxy could only lead away from this machine.
+fn mlflow_client(socket: Option<&Path>) -> reqwest::ClientBuilder {
+    let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
+    match socket {
+        Some(socket) => client.unix_socket(socket),
+        None => client,
+    }
 }
 
 /// Serve until SIGTERM or SIGINT. Tells systemd when it listens, what it serves and when it stops.

@@ -13,7 +13,7 @@ mod query;
 mod question;
 mod route;
 
-use super::{attend, gate, hold, reach};
+use super::{attend, gate, hold, mlflow_client, reach};
 use crate::{
     gpu::spec::{RunId, RunReads},
     host::Host,
@@ -95,14 +95,7 @@ pub async fn serve(host: &Host, settings: RunProxy) -> Result<()> {
 }
 
 fn app(mlflow: Url, socket: Option<&Path>, reads: RunReads) -> Result<Router> {
-    let mut client = reqwest::Client::builder();
-    if let Some(socket) = socket {
-        client = client.unix_socket(socket);
-    }
-    // A redirect or a proxy could only lead away from this machine.
-    let client = client
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
+    let client = mlflow_client(socket)
         .connect_timeout(Duration::from_secs(5))
         .read_timeout(SILENCE)
         // MLflow closes an idle connection after 5 s; one kept longer than that here loses requests to the race.
